@@ -1,0 +1,1 @@
+//! Kinds as data: catalogue, schema engine, patches, apply, protobuf, tables, OpenAPI

@@ -1,0 +1,1 @@
+//! Load generator; works against any API server URL

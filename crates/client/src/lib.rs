@@ -1,0 +1,15 @@
+//! How components reach the API server: thin, on kube-rs.
+//!
+//! Components are strangers to the API server: they know it only through HTTPS and the public API, with their own
+//! credentials. This crate has what they all need for that and nothing of any one of them.
+
+pub mod config;
+pub mod events;
+pub mod informer;
+pub mod leader;
+pub mod queue;
+pub mod served;
+
+pub use events::EventRecorder;
+pub use informer::{Change, Informer, key_of};
+pub use queue::Queue;

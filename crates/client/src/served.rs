@@ -1,0 +1,52 @@
+//! Which version of a kind the server has. Components work against v1.20 as well as today's servers: a kind that
+//! changed its version between them is used through kube's [`Object`](kube::core::Object) and the version found here.
+
+use kube::Client;
+use kube::core::{ApiResource, GroupVersionKind};
+
+/// One kind that may be served in several versions.
+#[derive(Debug, Clone, Copy)]
+pub struct Candidates {
+    /// API group.
+    pub group: &'static str,
+    /// Versions, best first.
+    pub versions: &'static [&'static str],
+    /// Kind.
+    pub kind: &'static str,
+    /// Plural.
+    pub plural: &'static str,
+}
+
+/// `CronJob`.
+pub const CRON_JOB: Candidates =
+    Candidates { group: "batch", versions: &["v1", "v1beta1"], kind: "CronJob", plural: "cronjobs" };
+/// `EndpointSlice`.
+pub const ENDPOINT_SLICE: Candidates = Candidates {
+    group: "discovery.k8s.io",
+    versions: &["v1", "v1beta1"],
+    kind: "EndpointSlice",
+    plural: "endpointslices",
+};
+/// `PodDisruptionBudget`.
+pub const POD_DISRUPTION_BUDGET: Candidates = Candidates {
+    group: "policy",
+    versions: &["v1", "v1beta1"],
+    kind: "PodDisruptionBudget",
+    plural: "poddisruptionbudgets",
+};
+
+/// The best version of a kind that the server has; `None` where it has none of them.
+pub async fn find(client: &Client, candidates: Candidates) -> Result<Option<ApiResource>, kube::Error> {
+    for version in candidates.versions {
+        match client.list_api_group_resources(&format!("{}/{version}", candidates.group)).await {
+            Ok(list) if list.resources.iter().any(|r| r.name == candidates.plural) => {
+                let gvk = GroupVersionKind::gvk(candidates.group, version, candidates.kind);
+                return Ok(Some(ApiResource::from_gvk_with_plural(&gvk, candidates.plural)));
+            }
+            Ok(_) => {}
+            Err(kube::Error::Api(e)) if e.code == 404 => {}
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(None)
+}

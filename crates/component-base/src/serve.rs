@@ -1,0 +1,104 @@
+//! The small HTTP port that scheduler, controller manager, proxy and kubelet have beside their work: `/healthz`,
+//! `/livez`, `/readyz` and `/metrics`, plain or with TLS.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use hyper_util::server::conn::auto;
+use tokio::net::TcpListener;
+
+use crate::metrics::Metrics;
+use crate::signals::Stop;
+
+/// A named check: `Ok` or why not.
+pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
+
+/// What the port serves.
+#[derive(Clone, Default)]
+pub struct Health {
+    /// Checks by name, in the order they are printed. `ping` always comes first and is not listed here.
+    pub checks: Vec<(String, Check)>,
+    /// What `/metrics` shows.
+    pub metrics: Metrics,
+}
+
+impl Health {
+    /// The answer for one path: status and body, in the form of the Kubernetes health endpoints
+    /// (<https://kubernetes.io/docs/reference/using-api/health-checks/>). `None` for any other path.
+    pub fn answer(&self, path: &str, query: &str) -> Option<(StatusCode, String)> {
+        if path == "/metrics" {
+            return Some((StatusCode::OK, self.metrics.encode()));
+        }
+        let name = ["healthz", "livez", "readyz"].into_iter().find(|n| path.trim_start_matches('/') == *n)?;
+        let mut failed = false;
+        let mut verbose = String::from("[+]ping ok\n");
+        for (check, f) in &self.checks {
+            match f() {
+                Ok(()) => verbose.push_str(&format!("[+]{check} ok\n")),
+                Err(_) => {
+                    failed = true;
+                    verbose.push_str(&format!("[-]{check} failed: reason withheld\n"));
+                }
+            }
+        }
+        Some(if failed {
+            (StatusCode::INTERNAL_SERVER_ERROR, format!("{verbose}{name} check failed\n"))
+        } else if query.split('&').any(|p| p == "verbose" || p.starts_with("verbose=")) {
+            (StatusCode::OK, format!("{verbose}{name} check passed\n"))
+        } else {
+            (StatusCode::OK, "ok".to_string())
+        })
+    }
+}
+
+/// Serves `health` on `addr` until `stop`; with TLS where `tls` is given. An address in use is an error at once.
+pub async fn serve(
+    addr: SocketAddr,
+    tls: Option<Arc<rustls::ServerConfig>>,
+    health: Health,
+    stop: Stop,
+) -> std::io::Result<()> {
+    let listener = TcpListener::bind(addr)
+        .await
+        .map_err(|e| std::io::Error::new(e.kind(), format!("failed to listen on {addr}: {e}")))?;
+    let acceptor = tls.map(tokio_rustls::TlsAcceptor::from);
+    tokio::spawn(async move {
+        loop {
+            let conn = tokio::select! { _ = stop.wait() => return, c = listener.accept() => c };
+            let Ok((stream, _)) = conn else { continue };
+            let (health, acceptor) = (health.clone(), acceptor.clone());
+            tokio::spawn(async move {
+                let service = service_fn(move |req: Request<Incoming>| {
+                    let answer = health.answer(req.uri().path(), req.uri().query().unwrap_or(""));
+                    async move {
+                        let (status, body) =
+                            answer.unwrap_or((StatusCode::NOT_FOUND, "404 page not found\n".into()));
+                        let mut resp = Response::new(Full::new(Bytes::from(body)));
+                        *resp.status_mut() = status;
+                        resp.headers_mut().insert(
+                            header::CONTENT_TYPE,
+                            header::HeaderValue::from_static("text/plain; charset=utf-8"),
+                        );
+                        Ok::<_, Infallible>(resp)
+                    }
+                });
+                let builder = auto::Builder::new(TokioExecutor::new());
+                let _ = match acceptor {
+                    Some(a) => match a.accept(stream).await {
+                        Ok(s) => builder.serve_connection(TokioIo::new(s), service).await,
+                        Err(_) => return,
+                    },
+                    None => builder.serve_connection(TokioIo::new(stream), service).await,
+                };
+            });
+        }
+    });
+    Ok(())
+}

@@ -1,0 +1,1 @@
+//! kubelet: pod workers, CRI, volumes, probes, status, server

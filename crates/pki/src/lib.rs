@@ -1,0 +1,1 @@
+//! The certificate tool in cfssl's place, also used in-process

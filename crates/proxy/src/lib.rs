@@ -1,0 +1,1 @@
+//! kube-proxy: services to nftables, one atomic batch

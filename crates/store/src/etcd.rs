@@ -1,0 +1,1 @@
+//! etcd, any number of endpoints.
