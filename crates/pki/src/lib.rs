@@ -1,1 +1,9 @@
-//! The certificate tool in cfssl's place, also used in-process
+//! Certificates: a certificate authority that makes and signs them, and the files they live in.
+//!
+//! What is in a certificate follows <https://kubernetes.io/docs/setup/best-practices/certificates/>: the common name
+//! is the user, each organization a group.
+
+pub mod authority;
+pub mod files;
+
+pub use authority::{Authority, Error, Issued, Subject, Usage};
