@@ -53,9 +53,9 @@ impl Release {
         if s.is_empty() {
             return Ok(NEWEST);
         }
-        Release::parse(s)
-            .filter(|r| *r == Release::V1_20 || *r == NEWEST)
-            .ok_or_else(|| format!("--emulated-version={s}: known are 1.20 and {}.{}", NEWEST.major, NEWEST.minor))
+        Release::parse(s).filter(|r| *r == Release::V1_20 || *r == NEWEST).ok_or_else(|| {
+            format!("--emulated-version={s}: known are 1.20 and {}.{}", NEWEST.major, NEWEST.minor)
+        })
     }
 
     /// `v1.20.2`: the patch release is that of the recordings for 1.20, else 0.

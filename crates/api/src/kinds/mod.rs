@@ -7,6 +7,29 @@
 //! Every function works on the object in the kind's *hub* version (the first of [`Kind::versions`]) and in Go's
 //! canonical form, as the decoder leaves it: unknown fields gone, empty `omitempty` fields gone, others present.
 
+pub mod admissionregistration;
+pub mod apiextensions;
+pub mod apiregistration;
+pub mod authentication;
+pub mod authorization;
+pub mod autoscaling;
+pub mod batch;
+pub mod certificates;
+pub mod coordination;
+pub mod core;
+pub mod discovery;
+pub mod events;
+pub mod flowcontrol;
+pub mod networking;
+pub mod node;
+pub mod pod;
+pub mod policy;
+pub mod rbac;
+pub mod scheduling;
+pub mod service;
+pub mod storage;
+pub mod workloads;
+
 use pilothouse_apimachinery::field::ErrorList;
 use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
@@ -134,14 +157,18 @@ pub struct RowContext {
 }
 
 /// Verbs of an ordinary kind, in discovery's order.
-pub const ALL_VERBS: &[&str] = &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
+pub const ALL_VERBS: &[&str] =
+    &["create", "delete", "deletecollection", "get", "list", "patch", "update", "watch"];
 
 /// The `status` subresource.
 pub const STATUS: Subresource = Subresource { name: "status", gvk: None, verbs: &["get", "patch", "update"] };
 
 /// The `scale` subresource.
-pub const SCALE: Subresource =
-    Subresource { name: "scale", gvk: Some(("autoscaling", "v1", "Scale")), verbs: &["get", "patch", "update"] };
+pub const SCALE: Subresource = Subresource {
+    name: "scale",
+    gvk: Some(("autoscaling", "v1", "Scale")),
+    verbs: &["get", "patch", "update"],
+};
 
 impl Version {
     /// A version that every release serves and that needs no conversion.
@@ -162,7 +189,12 @@ impl Version {
 
 impl Kind {
     /// A namespaced kind with all verbs, a DNS-1123 subdomain for a name, and no behaviour of its own.
-    pub const fn new(kind: &'static str, plural: &'static str, singular: &'static str, versions: &'static [Version]) -> Kind {
+    pub const fn new(
+        kind: &'static str,
+        plural: &'static str,
+        singular: &'static str,
+        versions: &'static [Version],
+    ) -> Kind {
         Kind {
             kind,
             plural,
@@ -201,6 +233,49 @@ impl Kind {
 
 /// The columns of a kind that has none of its own.
 pub const NAME_AND_AGE: &[Column] = &[
-    Column { name: "Name", type_: "string", format: "name", priority: 0, description: crate::table::NAME_DESCRIPTION },
-    Column { name: "Created At", type_: "date", format: "", priority: 0, description: crate::table::CREATED_DESCRIPTION },
+    Column {
+        name: "Name",
+        type_: "string",
+        format: "name",
+        priority: 0,
+        description: crate::table::NAME_DESCRIPTION,
+    },
+    Column {
+        name: "Created At",
+        type_: "date",
+        format: "",
+        priority: 0,
+        description: crate::table::CREATED_DESCRIPTION,
+    },
 ];
+
+/// The families of built-in kinds.
+static FAMILIES: &[&[&Kind]] = &[
+    pod::KINDS,
+    workloads::KINDS,
+    batch::KINDS,
+    autoscaling::KINDS,
+    policy::KINDS,
+    core::KINDS,
+    service::KINDS,
+    storage::KINDS,
+    node::KINDS,
+    networking::KINDS,
+    rbac::KINDS,
+    admissionregistration::KINDS,
+    apiextensions::KINDS,
+    apiregistration::KINDS,
+    certificates::KINDS,
+    coordination::KINDS,
+    discovery::KINDS,
+    events::KINDS,
+    flowcontrol::KINDS,
+    scheduling::KINDS,
+    authentication::KINDS,
+    authorization::KINDS,
+];
+
+/// All built-in kinds.
+pub fn all() -> impl Iterator<Item = &'static Kind> {
+    FAMILIES.iter().flat_map(|family| family.iter().copied())
+}
