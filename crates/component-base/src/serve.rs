@@ -102,3 +102,22 @@ pub async fn serve(
     });
     Ok(())
 }
+
+/// A TLS server configuration from PEM text, without client certificates.
+pub fn tls_config(certificates: &[u8], key: &[u8]) -> std::io::Result<Arc<rustls::ServerConfig>> {
+    use rustls::pki_types::pem::PemObject;
+    use rustls::pki_types::{CertificateDer, PrivateKeyDer};
+    let bad = |e: String| std::io::Error::new(std::io::ErrorKind::InvalidData, e);
+    let chain = CertificateDer::pem_slice_iter(certificates)
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|e| bad(format!("certificate: {e:?}")))?;
+    let key = PrivateKeyDer::from_pem_slice(key).map_err(|e| bad(format!("private key: {e:?}")))?;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .map_err(|e| bad(e.to_string()))?
+        .with_no_client_auth()
+        .with_single_cert(chain, key)
+        .map_err(|e| bad(e.to_string()))?;
+    Ok(Arc::new(config))
+}

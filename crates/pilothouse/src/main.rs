@@ -1,2 +1,69 @@
-//! Pilothouse.
-fn main() {}
+//! Pilothouse: Kubernetes in one binary.
+//!
+//! The first argument names what to run; called by a component's name (a link named `kube-apiserver`, say) it is that
+//! component. `up` runs a whole one-machine cluster.
+
+mod components;
+mod up;
+
+use std::path::Path;
+use std::process::ExitCode;
+
+use components::COMPONENTS;
+
+const USAGE: &str = "\
+Pilothouse: Kubernetes in one binary.
+
+Usage:
+  pilothouse up [flags]        run a whole cluster on this machine
+  pilothouse reset [flags]     remove all that `up` left on this machine
+  pilothouse COMPONENT [flags] run one component alone
+  pilothouse version
+
+Components (a link to this program by one of these names is that component):
+";
+
+fn main() -> ExitCode {
+    let mut args = std::env::args();
+    let own = args.next().unwrap_or_default();
+    let own = Path::new(&own).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+    let mut args: Vec<String> = args.collect();
+    let name = if COMPONENTS.iter().any(|c| c.name == own) {
+        own
+    } else if args.is_empty() {
+        print_usage();
+        return ExitCode::from(1);
+    } else {
+        args.remove(0)
+    };
+    let result = match name.as_str() {
+        "up" => up::main(&args),
+        "reset" => up::reset::main(&args),
+        "version" | "--version" => {
+            println!("Pilothouse {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), components::newest_version());
+            return ExitCode::SUCCESS;
+        }
+        "help" | "--help" | "-h" => {
+            print_usage();
+            return ExitCode::SUCCESS;
+        }
+        _ => match COMPONENTS.iter().find(|c| c.name == name) {
+            Some(c) => components::main(c, &args),
+            None => Err(anyhow::anyhow!("unknown command {name:?}; see `pilothouse help`")),
+        },
+    };
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("Error: {e:#}");
+            ExitCode::from(1)
+        }
+    }
+}
+
+fn print_usage() {
+    print!("{USAGE}");
+    for c in COMPONENTS {
+        println!("  {}", c.name);
+    }
+}

@@ -1,0 +1,233 @@
+//! From flags to a typed configuration. Flag meanings:
+//! <https://kubernetes.io/docs/reference/command-line-tools-reference/kube-controller-manager/>.
+
+use std::net::{IpAddr, Ipv4Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use pilothouse_component_base::flags::Flags;
+
+/// What the controller manager was asked to do.
+#[derive(Debug, Clone)]
+pub struct Config {
+    /// Credentials for the API server.
+    pub kubeconfig: PathBuf,
+    /// `--controllers`: `*`, names, `-names`.
+    pub controllers: Vec<String>,
+    /// `--feature-gates`.
+    pub feature_gates: std::collections::BTreeMap<String, String>,
+    /// Address of the HTTPS port.
+    pub bind_address: IpAddr,
+    /// HTTPS port, 0 for none.
+    pub secure_port: u16,
+    /// Address of the plain port.
+    pub insecure_address: IpAddr,
+    /// Plain port, 0 for none.
+    pub insecure_port: u16,
+    /// Serving certificate; self-signed where there is none.
+    pub tls_cert_file: Option<PathBuf>,
+    /// Its key.
+    pub tls_private_key_file: Option<PathBuf>,
+    /// Whether to elect a leader.
+    pub leader_elect: bool,
+    /// Namespace of the lease.
+    pub leader_elect_namespace: String,
+    /// Name of the lease.
+    pub leader_elect_name: String,
+    /// How long others wait for a renewal.
+    pub lease_duration: Duration,
+    /// How long we try to renew.
+    pub renew_deadline: Duration,
+    /// Pause between tries.
+    pub retry_period: Duration,
+    /// CA bundle put into service-account token secrets and `kube-root-ca.crt`.
+    pub root_ca_file: Option<PathBuf>,
+    /// Key that signs service-account tokens.
+    pub service_account_private_key_file: Option<PathBuf>,
+    /// CA that signs certificate requests.
+    pub cluster_signing_cert_file: Option<PathBuf>,
+    /// Its key.
+    pub cluster_signing_key_file: Option<PathBuf>,
+    /// How long signed certificates are valid.
+    pub cluster_signing_duration: Duration,
+    /// Whether nodes get a range of pod addresses.
+    pub allocate_node_cidrs: bool,
+    /// Range of pod addresses.
+    pub cluster_cidrs: Vec<String>,
+    /// Prefix length of a node's IPv4 range.
+    pub node_cidr_mask_size: u8,
+    /// Range of service addresses, left out of the nodes' ranges.
+    pub service_cluster_ip_range: Option<String>,
+    /// How often nodes are looked at.
+    pub node_monitor_period: Duration,
+    /// How long a node may be silent.
+    pub node_monitor_grace_period: Duration,
+    /// How long a new node may be silent.
+    pub node_startup_grace_period: Duration,
+    /// Nodes per second whose pods are evicted.
+    pub node_eviction_rate: f64,
+    /// The same where the zone is unhealthy.
+    pub secondary_node_eviction_rate: f64,
+    /// From which share of nodes that are not ready a zone counts as unhealthy.
+    pub unhealthy_zone_threshold: f64,
+    /// From how many nodes a zone counts as large.
+    pub large_cluster_size_threshold: i64,
+    /// How many ended pods may be kept before the oldest are removed; 0 for any number.
+    pub terminated_pod_gc_threshold: i64,
+    /// How often claims and volumes are looked at without a change.
+    pub pv_resync_period: Duration,
+    /// How often resource quotas are recomputed without a change.
+    pub resource_quota_sync_period: Duration,
+    /// How often horizontal pod autoscalers are looked at.
+    pub hpa_sync_period: Duration,
+    /// Syncs side by side, by controller.
+    pub concurrent: std::collections::BTreeMap<&'static str, usize>,
+    /// Where the local-path provisioner keeps volumes; `None` runs none.
+    pub local_path_dir: Option<PathBuf>,
+}
+
+impl Config {
+    /// Reads the flags. The error is one line that names the flag.
+    pub fn from_flags(flags: &Flags) -> Result<Config, String> {
+        let ip = |name: &str, default: IpAddr| match flags.opt(name) {
+            None => Ok(default),
+            Some(v) => v.parse().map_err(|e| format!("--{name}={v}: {e}")),
+        };
+        let port = |name: &str| {
+            u16::try_from(flags.int(name)).map_err(|_| format!("--{name}={}: not a port", flags.string(name)))
+        };
+        let path = |name: &str| flags.opt(name).map(PathBuf::from);
+        let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
+        let signing = if flags.given("cluster-signing-duration") || !flags.given("experimental-cluster-signing-duration") {
+            flags.duration("cluster-signing-duration")
+        } else {
+            flags.duration("experimental-cluster-signing-duration")
+        };
+        let kubeconfig = match (path("kubeconfig"), flags.opt("master")) {
+            (Some(k), _) => k,
+            (None, Some(m)) => return Err(format!("--master={m}: a --kubeconfig is needed too")),
+            (None, None) => return Err("--kubeconfig is required".into()),
+        };
+        let workers = |name: &str| usize::try_from(flags.int(name)).unwrap_or(1).clamp(1, 100);
+        let concurrent = [
+            ("deployment", "concurrent-deployment-syncs"),
+            ("endpoint", "concurrent-endpoint-syncs"),
+            ("endpointslice", "concurrent-service-endpoint-syncs"),
+            ("garbagecollector", "concurrent-gc-syncs"),
+            ("namespace", "concurrent-namespace-syncs"),
+            ("replicaset", "concurrent-replicaset-syncs"),
+            ("replicationcontroller", "concurrent-rc-syncs"),
+            ("resourcequota", "concurrent-resource-quota-syncs"),
+            ("serviceaccount-token", "concurrent-serviceaccount-token-syncs"),
+            ("statefulset", "concurrent-statefulset-syncs"),
+            ("ttl-after-finished", "concurrent-ttl-after-finished-syncs"),
+        ];
+        let config = Config {
+            kubeconfig,
+            controllers: flags.strings("controllers"),
+            feature_gates: flags.map("feature-gates"),
+            bind_address: ip("bind-address", any)?,
+            secure_port: port("secure-port")?,
+            insecure_address: ip("address", any)?,
+            insecure_port: port("port")?,
+            tls_cert_file: path("tls-cert-file"),
+            tls_private_key_file: path("tls-private-key-file"),
+            leader_elect: flags.bool("leader-elect"),
+            leader_elect_namespace: flags.string("leader-elect-resource-namespace"),
+            leader_elect_name: flags.string("leader-elect-resource-name"),
+            lease_duration: flags.duration("leader-elect-lease-duration"),
+            renew_deadline: flags.duration("leader-elect-renew-deadline"),
+            retry_period: flags.duration("leader-elect-retry-period"),
+            root_ca_file: path("root-ca-file"),
+            service_account_private_key_file: path("service-account-private-key-file"),
+            cluster_signing_cert_file: path("cluster-signing-cert-file"),
+            cluster_signing_key_file: path("cluster-signing-key-file"),
+            cluster_signing_duration: signing,
+            allocate_node_cidrs: flags.bool("allocate-node-cidrs"),
+            cluster_cidrs: flags.strings("cluster-cidr"),
+            node_cidr_mask_size: match flags.int("node-cidr-mask-size") {
+                0 => 24,
+                n => u8::try_from(n).map_err(|_| format!("--node-cidr-mask-size={n}: not a prefix length"))?,
+            },
+            service_cluster_ip_range: flags.opt("service-cluster-ip-range"),
+            node_monitor_period: flags.duration("node-monitor-period"),
+            node_monitor_grace_period: flags.duration("node-monitor-grace-period"),
+            node_startup_grace_period: flags.duration("node-startup-grace-period"),
+            node_eviction_rate: flags.float("node-eviction-rate"),
+            secondary_node_eviction_rate: flags.float("secondary-node-eviction-rate"),
+            unhealthy_zone_threshold: flags.float("unhealthy-zone-threshold"),
+            large_cluster_size_threshold: flags.int("large-cluster-size-threshold"),
+            terminated_pod_gc_threshold: flags.int("terminated-pod-gc-threshold"),
+            pv_resync_period: flags.duration("pvclaimbinder-sync-period"),
+            resource_quota_sync_period: flags.duration("resource-quota-sync-period"),
+            hpa_sync_period: flags.duration("horizontal-pod-autoscaler-sync-period"),
+            concurrent: concurrent.into_iter().map(|(c, f)| (c, workers(f))).collect(),
+            local_path_dir: path("local-path-dir"),
+        };
+        let known: Vec<&str> = crate::controllers::ALL.iter().map(|c| c.name).collect();
+        for name in &config.controllers {
+            let bare = name.strip_prefix('-').unwrap_or(name);
+            if bare != "*" && !known.contains(&bare) && !crate::controllers::NOT_HERE.contains(&bare) {
+                return Err(format!("{bare:?} is not in the list of known controllers"));
+            }
+        }
+        Ok(config)
+    }
+
+    /// Whether a controller is to run: named, or covered by `*` where it is on by default.
+    pub fn enabled(&self, name: &str, on_by_default: bool) -> bool {
+        let mut star = false;
+        for c in &self.controllers {
+            match c.strip_prefix('-') {
+                Some(off) if off == name => return false,
+                None if c == name => return true,
+                None if c == "*" => star = true,
+                _ => {}
+            }
+        }
+        star && on_by_default
+    }
+
+    /// How many syncs of a controller run side by side.
+    pub fn workers(&self, name: &str) -> usize {
+        self.concurrent.get(name).copied().unwrap_or(5)
+    }
+
+    /// Whether a feature gate is on.
+    pub fn feature(&self, name: &str, default: bool) -> bool {
+        self.feature_gates.get(name).map_or(default, |v| v.eq_ignore_ascii_case("true"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pilothouse_component_base::flags;
+
+    fn config(args: &[&str]) -> Result<Config, String> {
+        let mut all = vec!["--kubeconfig=/k"];
+        all.extend(args);
+        Config::from_flags(&Flags::parse(&flags::table(crate::FLAGS), all).unwrap())
+    }
+
+    #[test]
+    fn chooses_controllers() {
+        let c = config(&["--controllers=*,-job,bootstrapsigner"]).unwrap();
+        assert!(c.enabled("deployment", true));
+        assert!(!c.enabled("job", true));
+        assert!(c.enabled("bootstrapsigner", false));
+        assert!(!c.enabled("tokencleaner", false));
+        assert!(config(&["--controllers=nope"]).unwrap_err().contains("nope"));
+    }
+
+    #[test]
+    fn has_the_defaults_of_the_original() {
+        let c = config(&[]).unwrap();
+        assert_eq!(c.node_monitor_grace_period, Duration::from_secs(40));
+        assert_eq!(c.terminated_pod_gc_threshold, 12500);
+        assert_eq!(c.cluster_signing_duration, Duration::from_secs(31_536_000));
+        assert_eq!((c.insecure_port, c.secure_port), (10252, 10257));
+        assert!(c.leader_elect);
+        assert_eq!(c.leader_elect_name, "kube-controller-manager");
+    }
+}

@@ -1,0 +1,1 @@
+//! What several controllers do alike: owner references, adoption, pods from a template, expectations.

@@ -1,0 +1,3 @@
+//! What ends: namespaces, orphans, old pods and jobs.
+
+pub mod namespace;

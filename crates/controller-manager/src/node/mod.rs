@@ -1,0 +1,1 @@
+//! Nodes: life cycle, pod address ranges.

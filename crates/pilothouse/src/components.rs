@@ -1,0 +1,92 @@
+//! The components, each a flag table and a function; and running one of them as a process of its own.
+
+use std::future::Future;
+use std::pin::Pin;
+
+use pilothouse_component_base::flags::{self, Flags};
+use pilothouse_component_base::logs;
+use pilothouse_component_base::signals::Stop;
+
+type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
+
+/// One component of Kubernetes.
+#[derive(Clone, Copy)]
+pub struct Component {
+    /// Kubernetes' name for it.
+    pub name: &'static str,
+    /// Its flag table.
+    pub flags: &'static str,
+    run: fn(Flags, Stop) -> Running,
+}
+
+macro_rules! component {
+    ($name:literal, $krate:ident) => {
+        Component {
+            name: $name,
+            flags: $krate::FLAGS,
+            run: |flags, stop| {
+                Box::pin(async move {
+                    let config = $krate::Config::from_flags(&flags).map_err(anyhow::Error::msg)?;
+                    flags.warn_ineffective();
+                    $krate::run(config, stop).await
+                })
+            },
+        }
+    };
+}
+
+/// All of them, in the order in which `up` starts them.
+pub const COMPONENTS: &[Component] = &[
+    component!("kube-apiserver", pilothouse_apiserver),
+    component!("kube-controller-manager", pilothouse_controller_manager),
+    component!("kube-scheduler", pilothouse_scheduler),
+    component!("kube-proxy", pilothouse_proxy),
+    component!("cluster-dns", pilothouse_dns),
+    component!("kubelet", pilothouse_kubelet),
+];
+
+impl Component {
+    /// The component of that name.
+    pub fn named(name: &str) -> Option<&'static Component> {
+        COMPONENTS.iter().find(|c| c.name == name)
+    }
+
+    /// Parses `args` and runs until `stop` or an error.
+    pub async fn run(&self, args: &[String], stop: Stop) -> anyhow::Result<()> {
+        let flags = Flags::parse(&flags::table(self.flags), args.iter().cloned())?;
+        (self.run)(flags, stop).await
+    }
+}
+
+/// What `--version` shows where nothing is emulated.
+pub fn newest_version() -> String {
+    pilothouse_apimachinery::version::NEWEST.git_version()
+}
+
+/// Runs one component as this process.
+pub fn main(component: &Component, args: &[String]) -> anyhow::Result<()> {
+    let table = flags::table(component.flags);
+    let flags = Flags::parse(&table, args.iter().cloned())?;
+    if flags.bool("help") {
+        print!("{}", Flags::help(component.name, &table));
+        return Ok(());
+    }
+    if flags.bool("version") {
+        println!("Kubernetes {}", newest_version());
+        return Ok(());
+    }
+    logs::init(component.name, &flags)?;
+    for name in flags.deprecated_given() {
+        eprintln!("Flag --{name} has been deprecated");
+    }
+    runtime()?.block_on(async {
+        let stop = Stop::on_signals()?;
+        (component.run)(flags, stop).await
+    })
+}
+
+/// The runtime that every process of ours runs on. Also chooses the TLS library's cryptography, once.
+pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
