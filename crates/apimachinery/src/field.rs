@@ -107,7 +107,7 @@ fn error(error_type: ErrorType, path: &Path, body: String) -> Error {
 /// lists and objects as JSON.
 pub fn show(value: &Value) -> String {
     match value {
-        Value::String(s) => format!("{s:?}"),
+        Value::String(s) => crate::go::quote(s),
         other => other.to_string(),
     }
 }

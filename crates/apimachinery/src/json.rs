@@ -125,6 +125,22 @@ pub fn copy(to: &mut Value, from: &Value, path: &[&str]) {
     }
 }
 
+/// Whether lists and objects lie deeper in each other than `max`. Uses no stack, so that it can guard code that does.
+pub fn deeper_than(v: &Value, max: usize) -> bool {
+    let mut open = vec![(v, 0)];
+    while let Some((v, depth)) = open.pop() {
+        if depth > max {
+            return true;
+        }
+        match v {
+            Value::Array(items) => open.extend(items.iter().map(|v| (v, depth + 1))),
+            Value::Object(map) => open.extend(map.values().map(|v| (v, depth + 1))),
+            _ => {}
+        }
+    }
+    false
+}
+
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -145,5 +161,6 @@ mod tests {
         let from = json!({"spec": {}});
         copy(&mut v, &from, &["status"]);
         assert!(!has(&v, &["status"]));
+        assert!(deeper_than(&json!([[[]]]), 1) && !deeper_than(&json!([[[]]]), 2));
     }
 }

@@ -183,6 +183,88 @@ pub fn since(timestamp: &str, now: i64) -> String {
     }
 }
 
+/// Parses a duration as Go writes it (`1h30m`, `1.5s`, `100ms`), to nanoseconds.
+pub fn parse_duration(s: &str) -> Result<i64, String> {
+    let fault = || format!("time: invalid duration {}", crate::go::quote(s));
+    let (negative, mut rest) = match s.as_bytes().first() {
+        Some(b'-') => (true, &s[1..]),
+        Some(b'+') => (false, &s[1..]),
+        _ => (false, s),
+    };
+    if rest == "0" {
+        return Ok(0);
+    }
+    if rest.is_empty() {
+        return Err(fault());
+    }
+    let mut total: i128 = 0;
+    while !rest.is_empty() {
+        let count = |s: &str| s.bytes().take_while(u8::is_ascii_digit).count();
+        let (whole, after) = rest.split_at(count(rest));
+        let (fraction, after) = match after.strip_prefix('.') {
+            Some(after) => after.split_at(count(after)),
+            None => ("", after),
+        };
+        if (whole.is_empty() && fraction.is_empty()) || whole.len() > 20 {
+            return Err(fault());
+        }
+        let end = after.find(|c: char| c == '.' || c.is_ascii_digit()).unwrap_or(after.len());
+        let unit: i128 = match &after[..end] {
+            "ns" => 1,
+            "us" | "µs" | "μs" => 1_000,
+            "ms" => 1_000_000,
+            "s" => 1_000_000_000,
+            "m" => 60_000_000_000,
+            "h" => 3_600_000_000_000,
+            "" => return Err(format!("time: missing unit in duration {}", crate::go::quote(s))),
+            unit => {
+                let unit = crate::go::quote(unit);
+                return Err(format!("time: unknown unit {unit} in duration {}", crate::go::quote(s)));
+            }
+        };
+        let number = |digits: &str| digits.bytes().fold(0i128, |n, b| n * 10 + i128::from(b - b'0'));
+        total += number(whole) * unit;
+        let fraction = &fraction[..fraction.len().min(18)];
+        total += number(fraction) * unit / 10i128.pow(u32::try_from(fraction.len()).unwrap_or(0));
+        rest = &after[end..];
+    }
+    let total = if negative { -total } else { total };
+    i64::try_from(total).map_err(|_| fault())
+}
+
+/// A duration as Go prints it: `1h30m0s`, `1.5s`, `0s`. In nanoseconds.
+pub fn format_duration(nanos: i64) -> String {
+    if nanos == 0 {
+        return "0s".into();
+    }
+    let sign = if nanos < 0 { "-" } else { "" };
+    let n = nanos.unsigned_abs();
+    let with_fraction = |n: u64, unit: u64| {
+        let (whole, rest) = (n / unit, n % unit);
+        if rest == 0 {
+            return whole.to_string();
+        }
+        let digits = unit.ilog10() as usize;
+        format!("{whole}.{}", format!("{rest:0digits$}").trim_end_matches('0'))
+    };
+    if n < 1_000 {
+        return format!("{sign}{n}ns");
+    }
+    if n < 1_000_000 {
+        return format!("{sign}{}µs", with_fraction(n, 1_000));
+    }
+    if n < 1_000_000_000 {
+        return format!("{sign}{}ms", with_fraction(n, 1_000_000));
+    }
+    let minutes = n / 60_000_000_000;
+    let seconds = with_fraction(n % 60_000_000_000, 1_000_000_000);
+    match (minutes / 60, minutes % 60) {
+        (0, 0) => format!("{sign}{seconds}s"),
+        (0, m) => format!("{sign}{m}m{seconds}s"),
+        (h, m) => format!("{sign}{h}h{m}m{seconds}s"),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -249,5 +331,23 @@ mod tests {
         }
         assert_eq!(since("", 0), "<unknown>");
         assert_eq!(since("1970-01-01T00:00:00Z", 61), "61s");
+    }
+
+    #[test]
+    fn go_durations() {
+        for (text, printed) in [
+            ("1h30m", "1h30m0s"),
+            ("1.5s", "1.5s"),
+            ("0", "0s"),
+            ("100ms", "100ms"),
+            ("-90s", "-1m30s"),
+            ("1us", "1µs"),
+        ] {
+            assert_eq!(format_duration(parse_duration(text).unwrap()), printed);
+        }
+        assert_eq!(parse_duration("5").unwrap_err(), "time: missing unit in duration \"5\"");
+        for bad in ["", "s", "1x", "-", "1h-1m", "999999999999999999999h"] {
+            assert!(parse_duration(bad).is_err(), "{bad}");
+        }
     }
 }
