@@ -25,6 +25,8 @@ pub struct Context {
     pub config: Arc<Config>,
     /// When to end.
     pub stop: Stop,
+    /// Minor number of the server's release: what a controller does has changed over time.
+    pub server_minor: u32,
     informers: Arc<Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>>,
     served: Arc<HashMap<&'static str, Option<ApiResource>>>,
 }
@@ -32,11 +34,13 @@ pub struct Context {
 impl Context {
     /// Finds out which versions of the kinds that have several the server has.
     pub async fn new(client: Client, config: Arc<Config>, stop: Stop) -> Result<Context, kube::Error> {
+        let minor = client.apiserver_version().await?.minor;
+        let server_minor = minor.trim_end_matches('+').parse().unwrap_or(0);
         let mut found = HashMap::new();
         for c in [served::CRON_JOB, served::ENDPOINT_SLICE, served::POD_DISRUPTION_BUDGET] {
             found.insert(c.kind, served::find(&client, c).await?);
         }
-        Ok(Context { client, config, stop, informers: Default::default(), served: Arc::new(found) })
+        Ok(Context { client, config, stop, server_minor, informers: Default::default(), served: Arc::new(found) })
     }
 
     /// The version of a kind that the server has.

@@ -29,6 +29,10 @@ macro_rules! controller {
 /// returns once its tasks run.
 pub const ALL: &[Controller] = &[
     controller!("namespace", gc::namespace),
+    controller!("serviceaccount", accounts::service_account),
+    controller!("serviceaccount-token", accounts::tokens),
+    controller!("root-ca-cert-publisher", accounts::root_ca),
+    controller!("clusterrole-aggregation", accounts::aggregation),
 ];
 
 /// Names that v1.20 knows and that have nothing to do here: cloud providers' controllers and the like. They are

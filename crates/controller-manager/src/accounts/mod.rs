@@ -1,1 +1,6 @@
-//! Service accounts, their tokens, and cluster role aggregation.
+//! Service accounts, their tokens, the cluster's CA for pods, and cluster role aggregation.
+
+pub mod aggregation;
+pub mod root_ca;
+pub mod service_account;
+pub mod tokens;
