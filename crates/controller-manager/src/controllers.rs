@@ -4,6 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
+use crate::{accounts, certificates, gc};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -17,22 +18,26 @@ pub struct Controller {
 }
 
 macro_rules! controller {
-    ($name:literal, $($module:ident)::+) => {
-        controller!($name, true, $($module)::+)
+    ($name:literal, $default:literal, $start:path) => {
+        Controller { name: $name, on_by_default: $default, start: |c| Box::pin($start(c)) }
     };
-    ($name:literal, $default:literal, $($module:ident)::+) => {
-        Controller { name: $name, on_by_default: $default, start: |c| Box::pin(crate::$($module)::+::start(c)) }
+    ($name:literal, $start:path) => {
+        controller!($name, true, $start)
     };
 }
 
-/// All controllers there are. Each module has `pub async fn start(context: Context) -> anyhow::Result<()>`, which
-/// returns once its tasks run.
+/// All controllers there are. Each starts by an `async fn(Context) -> anyhow::Result<()>` that returns once its tasks run.
 pub const ALL: &[Controller] = &[
-    controller!("namespace", gc::namespace),
-    controller!("serviceaccount", accounts::service_account),
-    controller!("serviceaccount-token", accounts::tokens),
-    controller!("root-ca-cert-publisher", accounts::root_ca),
-    controller!("clusterrole-aggregation", accounts::aggregation),
+    controller!("namespace", gc::namespace::start),
+    controller!("serviceaccount", accounts::service_account::start),
+    controller!("serviceaccount-token", accounts::tokens::start),
+    controller!("root-ca-cert-publisher", accounts::root_ca::start),
+    controller!("clusterrole-aggregation", accounts::aggregation::start),
+    controller!("csrapproving", certificates::approve::start),
+    controller!("csrsigning", certificates::sign::start),
+    controller!("csrcleaner", certificates::clean::start),
+    controller!("bootstrapsigner", false, certificates::bootstrap::start_signer),
+    controller!("tokencleaner", false, certificates::bootstrap::start_cleaner),
 ];
 
 /// Names that v1.20 knows and that have nothing to do here: cloud providers' controllers and the like. They are
