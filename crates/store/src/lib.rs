@@ -166,7 +166,13 @@ pub trait Store: Send + Sync + 'static {
     async fn range(&self, range: Range) -> Result<RangeResult, Error>;
 
     /// Writes a key if `expect` holds. With `ttl`, the key deletes itself after that time.
-    async fn put(&self, key: Bytes, value: Bytes, expect: Expect, ttl: Option<Duration>) -> Result<Outcome, Error>;
+    async fn put(
+        &self,
+        key: Bytes,
+        value: Bytes,
+        expect: Expect,
+        ttl: Option<Duration>,
+    ) -> Result<Outcome, Error>;
 
     /// Deletes a key if `expect` holds. Deleting a key that is absent with [`Expect::Any`] is `Conflict` with no
     /// current value.

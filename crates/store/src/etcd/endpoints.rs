@@ -1,0 +1,113 @@
+//! The members of the etcd cluster, and which one is in use.
+
+use std::future::Future;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use etcd_client::{Client, ConnectOptions, GetOptions};
+use futures::future::join_all;
+
+use super::convert;
+use crate::Error;
+
+/// What may be done when a call fails, and how long it may take.
+#[derive(Debug, Clone, Copy)]
+pub(super) enum Call {
+    /// May be sent again to another member.
+    Read(Duration),
+    /// May be sent again only where it was certainly not sent.
+    Write(Duration),
+}
+
+struct Endpoint {
+    url: String,
+    client: Client,
+}
+
+/// See the module.
+pub(super) struct Endpoints {
+    all: Vec<Endpoint>,
+    current: AtomicUsize,
+}
+
+impl Endpoints {
+    /// Prepares connections to each of `urls`.
+    pub(super) async fn new(urls: &[String], options: ConnectOptions) -> Result<Self, Error> {
+        let mut all = Vec::with_capacity(urls.len());
+        for url in urls {
+            let client = Client::connect([url], Some(options.clone()))
+                .await
+                .map_err(|e| Error::Broken(format!("etcd endpoint {url}: {e}")))?;
+            all.push(Endpoint { url: url.clone(), client });
+        }
+        if all.is_empty() {
+            return Err(Error::Broken("etcd: no endpoints are given".into()));
+        }
+        Ok(Endpoints { all, current: AtomicUsize::new(0) })
+    }
+
+    /// Calls the member in use, and others where that fails and `call` allows it.
+    pub(super) async fn call<T, F, Fut>(&self, call: Call, f: F) -> Result<T, Error>
+    where
+        F: Fn(Client) -> Fut,
+        Fut: Future<Output = Result<T, etcd_client::Error>>,
+    {
+        let (limit, again) = match call {
+            Call::Read(limit) => (limit, true),
+            Call::Write(limit) => (limit, false),
+        };
+        let mut last = Error::Unavailable("no etcd endpoint".into());
+        for _ in 0..self.all.len() {
+            let i = self.current.load(Ordering::Relaxed) % self.all.len();
+            let endpoint = &self.all[i];
+            let (error, sent) = match tokio::time::timeout(limit, f(endpoint.client.clone())).await {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(e)) => (convert::error(&e), !convert::not_sent(&e)),
+                Err(_) => (Error::Unavailable(format!("no answer within {} s", limit.as_secs())), true),
+            };
+            if !convert::is_members_fault(&error) {
+                return Err(error);
+            }
+            last = Error::Unavailable(format!("etcd {}: {}", endpoint.url, cause(error)));
+            self.leave(i);
+            if sent && !again {
+                break;
+            }
+        }
+        Err(last)
+    }
+
+    /// Goes on to the next member, unless somebody else already did.
+    fn leave(&self, i: usize) {
+        if self.all.len() > 1 {
+            let next = (i + 1) % self.all.len();
+            if self.current.compare_exchange(i, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
+                tracing::warn!("etcd: leaving {} for {}", self.all[i].url, self.all[next].url);
+            }
+        }
+    }
+
+    /// Whether each member answers a read that needs the cluster's agreement.
+    pub(super) async fn health(&self, key: &[u8], limit: Duration) -> Vec<(String, Result<(), Error>)> {
+        join_all(self.all.iter().map(|endpoint| async move {
+            let read = async {
+                let options = GetOptions::new().with_count_only();
+                endpoint.client.kv_client().get(key, Some(options)).await
+            };
+            let result = match tokio::time::timeout(limit, read).await {
+                Ok(Ok(_)) => Ok(()),
+                Ok(Err(e)) => Err(convert::error(&e)),
+                Err(_) => Err(Error::Unavailable(format!("no answer within {} s", limit.as_secs()))),
+            };
+            (endpoint.url.clone(), result)
+        }))
+        .await
+    }
+}
+
+fn cause(e: Error) -> String {
+    match e {
+        Error::Unavailable(text) => text,
+        e => e.to_string(),
+    }
+}
