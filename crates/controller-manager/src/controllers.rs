@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
-use crate::{accounts, certificates, gc};
+use crate::{accounts, certificates, endpoints, gc};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -33,6 +33,9 @@ pub const ALL: &[Controller] = &[
     controller!("serviceaccount-token", accounts::tokens::start),
     controller!("root-ca-cert-publisher", accounts::root_ca::start),
     controller!("clusterrole-aggregation", accounts::aggregation::start),
+    controller!("endpoint", endpoints::endpoints::start),
+    controller!("endpointslice", endpoints::slices::start),
+    controller!("endpointslicemirroring", endpoints::mirroring::start),
     controller!("csrapproving", certificates::approve::start),
     controller!("csrsigning", certificates::sign::start),
     controller!("csrcleaner", certificates::clean::start),
