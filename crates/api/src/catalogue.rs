@@ -134,6 +134,8 @@ pub struct Field {
     pub atomic: bool,
     /// Default that the type itself states.
     pub default: Option<Value>,
+    /// Whether the list is a message of its own in protobuf (`metav1.Verbs`).
+    pub wrapped: bool,
     /// Values that the type knows (not: allows), where it is an enumeration.
     pub values: &'static [&'static str],
 }
@@ -571,6 +573,7 @@ impl Builder {
             },
             list_map_keys: leak(f.list_map_keys.clone()),
             atomic: f.map_type == "atomic" || f.struct_type == "atomic",
+            wrapped: f.json == "verbs" && full_name.ends_with(".meta.v1.APIResource"),
             default: f.default.as_deref().and_then(|text| default(text, raw)),
             values,
         }

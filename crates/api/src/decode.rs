@@ -209,7 +209,7 @@ pub(crate) fn empty_struct(catalogue: &Catalogue, type_: &Type) -> Value {
 }
 
 /// Whether Go's `omitempty` leaves the value out. Empty lists and maps are kept here.
-fn is_empty_scalar(v: &Value) -> bool {
+pub(crate) fn is_empty_scalar(v: &Value) -> bool {
     match v {
         Value::Null | Value::Bool(false) => true,
         Value::String(s) => s.is_empty(),
@@ -369,18 +369,13 @@ impl<'de> DeserializeSeed<'de> for Seed<'_> {
 
     fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Option<Value>, D::Error> {
         match self.shape {
-            Shape::Scalar(Scalar::Json) => Value::deserialize(deserializer).map(some),
-            Shape::Scalar(Scalar::RawExtension | Scalar::FieldsV1) => {
+            Shape::Scalar(Scalar::Json | Scalar::RawExtension | Scalar::FieldsV1) => {
                 let value = Value::deserialize(deserializer)?;
-                Ok(some(value))
+                Ok(Some(value).filter(|v| !v.is_null()))
             }
             _ => deserializer.deserialize_any(self),
         }
     }
-}
-
-fn some(value: Value) -> Option<Value> {
-    if value.is_null() { None } else { Some(value) }
 }
 
 impl<'de> Visitor<'de> for Seed<'_> {
