@@ -1,1 +1,4 @@
-//! ReplicaSets, Deployments, StatefulSets, DaemonSets.
+//! Controllers that keep a number of pods: ReplicaSet, ReplicationController, Deployment, StatefulSet, DaemonSet.
+
+pub mod history;
+pub mod replicas;
