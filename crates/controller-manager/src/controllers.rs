@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
-use crate::{accounts, certificates, endpoints, gc};
+use crate::{accounts, certificates, endpoints, gc, workloads};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -33,6 +33,9 @@ pub const ALL: &[Controller] = &[
     controller!("serviceaccount-token", accounts::tokens::start),
     controller!("root-ca-cert-publisher", accounts::root_ca::start),
     controller!("clusterrole-aggregation", accounts::aggregation::start),
+    controller!("replicationcontroller", workloads::replicas::start_replication_controllers),
+    controller!("replicaset", workloads::replicas::start_replica_sets),
+    controller!("deployment", workloads::deployment::start),
     controller!("endpoint", endpoints::endpoints::start),
     controller!("endpointslice", endpoints::slices::start),
     controller!("endpointslicemirroring", endpoints::mirroring::start),

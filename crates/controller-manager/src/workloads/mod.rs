@@ -1,4 +1,5 @@
 //! Controllers that keep a number of pods: ReplicaSet, ReplicationController, Deployment, StatefulSet, DaemonSet.
 
+pub mod deployment;
 pub mod history;
 pub mod replicas;
