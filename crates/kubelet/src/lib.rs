@@ -1,1 +1,23 @@
-//! kubelet: pod workers, CRI, volumes, probes, status, server
+//! kubelet: runs the pods that are bound to its node.
+
+#![recursion_limit = "256"]
+
+pub mod backoff;
+pub mod config;
+pub mod configuration;
+pub mod containers;
+pub mod hooks;
+pub mod http;
+pub mod metrics;
+pub mod objects;
+pub mod pod;
+pub mod resources;
+pub mod runtime;
+#[cfg(test)]
+mod testing;
+pub mod volumes;
+
+pub use config::Config;
+
+/// The flag table.
+pub const FLAGS: &str = include_str!("flags.tsv");
