@@ -17,6 +17,12 @@ use pilothouse_client::EventRecorder;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+/// Now, in whole seconds as the API keeps times.
+pub fn now() -> Timestamp {
+    let now = Timestamp::now();
+    Timestamp::from_second(now.as_second()).unwrap_or(now)
+}
+
 /// The owner reference that says which controller manages an object.
 pub fn controller_of(meta: &ObjectMeta) -> Option<&OwnerReference> {
     meta.owner_references.iter().flatten().find(|o| o.controller == Some(true))

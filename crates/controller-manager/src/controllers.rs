@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
-use crate::{accounts, certificates, endpoints, gc, workloads};
+use crate::{accounts, batch, certificates, endpoints, gc, workloads};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -36,6 +36,10 @@ pub const ALL: &[Controller] = &[
     controller!("replicationcontroller", workloads::replicas::start_replication_controllers),
     controller!("replicaset", workloads::replicas::start_replica_sets),
     controller!("deployment", workloads::deployment::start),
+    controller!("statefulset", workloads::statefulset::start),
+    controller!("job", batch::job::start),
+    controller!("cronjob", batch::cronjob::start),
+    controller!("ttl-after-finished", batch::ttl::start),
     controller!("endpoint", endpoints::endpoints::start),
     controller!("endpointslice", endpoints::slices::start),
     controller!("endpointslicemirroring", endpoints::mirroring::start),

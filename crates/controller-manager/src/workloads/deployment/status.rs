@@ -19,7 +19,7 @@ pub(super) fn condition<'a>(status: &'a DeploymentStatus, type_: &str) -> Option
 
 /// A condition as of now.
 pub(super) fn new_condition(type_: &str, status: &str, reason: &str, message: String) -> DeploymentCondition {
-    let now = Time(Timestamp::now());
+    let now = Time(crate::control::now());
     DeploymentCondition {
         type_: type_.into(),
         status: status.into(),
