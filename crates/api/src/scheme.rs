@@ -1,1 +1,124 @@
-//! Being written: scheme.
+//! Which resources there are: built-in kinds and custom ones behind one interface, [`Resource`].
+
+mod resource;
+
+use std::sync::{Arc, OnceLock};
+
+use pilothouse_apimachinery::version::{NEWEST, Release};
+use serde_json::Value;
+
+pub use resource::{Resource, Subresource, partial_metadata};
+
+use crate::kinds;
+
+/// All resources of a server. Immutable and cheap to copy: a change makes a new one.
+#[derive(Clone)]
+pub struct Scheme {
+    release: Release,
+    /// Sorted by group, version, plural.
+    resources: Arc<[Arc<Resource>]>,
+}
+
+/// The built-in resources of a release, made once.
+fn built_in(release: Release) -> &'static Arc<[Arc<Resource>]> {
+    static V1_20: OnceLock<Arc<[Arc<Resource>]>> = OnceLock::new();
+    static LATEST: OnceLock<Arc<[Arc<Resource>]>> = OnceLock::new();
+    let (cell, release) = if release == Release::V1_20 { (&V1_20, release) } else { (&LATEST, NEWEST) };
+    cell.get_or_init(|| {
+        sorted(kinds::all().flat_map(|kind| Resource::built_in(kind, release)).map(Arc::new).collect())
+    })
+}
+
+fn sorted(mut resources: Vec<Arc<Resource>>) -> Arc<[Arc<Resource>]> {
+    resources.sort_by(|a, b| a.path().cmp(&b.path()));
+    resources.into()
+}
+
+impl Scheme {
+    /// The built-in resources of a release.
+    pub fn new(release: Release) -> Scheme {
+        Scheme { release, resources: built_in(release).clone() }
+    }
+
+    /// The release.
+    pub fn release(&self) -> Release {
+        self.release
+    }
+
+    fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
+        let i = self.resources.binary_search_by(|r| r.path().cmp(&(group, version, plural))).ok()?;
+        Some(&self.resources[i])
+    }
+
+    /// The resource that requests name by group, version and plural, if it is served.
+    pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
+        self.find(group, version, plural).filter(|r| r.served).cloned()
+    }
+
+    /// The hub version of a resource, by a group it is served in.
+    pub fn hub(&self, group: &str, plural: &str) -> Option<Arc<Resource>> {
+        let start = self.resources.partition_point(|r| &*r.group < group);
+        let same = self.resources[start..].iter().take_while(|r| &*r.group == group);
+        let found = same.into_iter().find(|r| &*r.plural == plural)?;
+        self.hub_of(found)
+    }
+
+    /// The hub version of a resource.
+    pub fn hub_of(&self, resource: &Resource) -> Option<Arc<Resource>> {
+        let (group, version) = resource.hub_version();
+        self.find(group, version, &resource.plural).cloned()
+    }
+
+    /// The resource of a kind, if it is served. Of several (no kind has that today), the one without a slash.
+    pub fn by_kind(&self, group: &str, version: &str, kind: &str) -> Option<Arc<Resource>> {
+        self.group_version(group, version).find(|r| &*r.kind == kind).cloned()
+    }
+
+    /// The served resources of a group and version, by plural.
+    pub fn group_version(&self, group: &str, version: &str) -> impl Iterator<Item = &Arc<Resource>> {
+        let start = self.resources.partition_point(|r| (&*r.group, &*r.version) < (group, version));
+        let rest = self.resources[start..].iter();
+        rest.take_while(move |r| &*r.group == group && &*r.version == version).filter(|r| r.served)
+    }
+
+    /// All served resources, by group, version and plural.
+    pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.resources.iter().filter(|r| r.served)
+    }
+
+    /// One resource for each that is stored: in its hub version.
+    pub fn hubs(&self) -> impl Iterator<Item = &Arc<Resource>> {
+        self.resources.iter().filter(|r| {
+            let (group, version) = r.hub_version();
+            r.is_stored() && &*r.group == group && &*r.version == version && self.is_served(r)
+        })
+    }
+
+    /// Whether a resource is served in any version.
+    fn is_served(&self, hub: &Resource) -> bool {
+        hub.served || self.resources().any(|r| r.plural == hub.plural && r.hub_version() == hub.path_version())
+    }
+
+    /// The scheme with the resources of a CustomResourceDefinition (in version v1), in place of those it had before.
+    /// Without new ones where it is not established.
+    pub fn with_crd(&self, crd: &Value) -> Scheme {
+        let group = pilothouse_apimachinery::json::str_at(crd, &["spec", "group"]);
+        let plural = pilothouse_apimachinery::json::str_at(crd, &["spec", "names", "plural"]);
+        let mut resources = self.others(group, plural);
+        resources.extend(Resource::custom(crd, self.release).into_iter().map(Arc::new));
+        Scheme { release: self.release, resources: sorted(resources) }
+    }
+
+    /// The scheme without the resources of a CustomResourceDefinition.
+    pub fn without_crd(&self, group: &str, plural: &str) -> Scheme {
+        Scheme { release: self.release, resources: self.others(group, plural).into() }
+    }
+
+    fn others(&self, group: &str, plural: &str) -> Vec<Arc<Resource>> {
+        let keep = |r: &&Arc<Resource>| !(r.is_custom() && &*r.group == group && &*r.plural == plural);
+        self.resources.iter().filter(keep).cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests;

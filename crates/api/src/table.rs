@@ -2,9 +2,79 @@
 
 use pilothouse_apimachinery::json::str_at;
 use pilothouse_apimachinery::time;
-use serde_json::Value;
+use serde_json::{Map, Value, json};
 
 use crate::kinds::RowContext;
+use crate::scheme::{Resource, partial_metadata};
+
+/// What rows hold beside their cells (`includeObject`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash)]
+pub enum IncludeObject {
+    /// Nothing.
+    None,
+    /// The object's metadata.
+    #[default]
+    Metadata,
+    /// The object.
+    Object,
+}
+
+impl IncludeObject {
+    /// From the request's parameter, empty for the default.
+    pub fn parse(text: &str) -> Option<IncludeObject> {
+        match text {
+            "" | "Metadata" => Some(IncludeObject::Metadata),
+            "None" => Some(IncludeObject::None),
+            "Object" => Some(IncludeObject::Object),
+            _ => None,
+        }
+    }
+}
+
+/// A row. `hub` is the object in the hub version (in the request's version for a custom resource), `shown` in the
+/// request's version; `meta_version` is that of `meta.k8s.io`.
+pub fn row(
+    resource: &Resource,
+    hub: &Value,
+    shown: &Value,
+    include: IncludeObject,
+    meta_version: &str,
+    context: &RowContext,
+) -> Value {
+    let mut row = Map::new();
+    row.insert("cells".into(), Value::Array(resource.cells(hub, context)));
+    if let Some(conditions) = resource.row_conditions(hub) {
+        row.insert("conditions".into(), conditions);
+    }
+    let object = match include {
+        IncludeObject::None => Value::Null,
+        IncludeObject::Metadata => partial_metadata(shown, meta_version),
+        IncludeObject::Object => shown.clone(),
+    };
+    row.insert("object".into(), object);
+    Value::Object(row)
+}
+
+/// A table of rows. `metadata` is a `ListMeta`. A watch sends the column definitions with its first event only:
+/// `with_columns` is false for the others.
+pub fn table(
+    resource: &Resource,
+    metadata: Value,
+    rows: Vec<Value>,
+    meta_version: &str,
+    with_columns: bool,
+) -> Value {
+    let columns = if with_columns { Value::Array(resource.column_definitions()) } else { Value::Null };
+    // Go writes a list that has never had an item as null.
+    let rows = if rows.is_empty() { Value::Null } else { Value::Array(rows) };
+    json!({
+        "kind": "Table",
+        "apiVersion": format!("meta.k8s.io/{meta_version}"),
+        "metadata": metadata,
+        "columnDefinitions": columns,
+        "rows": rows,
+    })
+}
 
 /// Description of the `Name` column.
 pub const NAME_DESCRIPTION: &str = "Name must be unique within a namespace. Is required when creating resources, although some resources may allow a client to request the generation of an appropriate name automatically. Name is primarily intended for creation idempotence and configuration definition. Cannot be updated. More info: http://kubernetes.io/docs/user-guide/identifiers#names";

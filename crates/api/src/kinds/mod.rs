@@ -7,6 +7,7 @@
 //! Every function works on the object in the kind's *hub* version (the first of [`Kind::versions`]) and in Go's
 //! canonical form, as the decoder leaves it: unknown fields gone, empty `omitempty` fields gone, others present.
 
+mod access;
 pub mod admissionregistration;
 pub mod apiextensions;
 pub mod apiregistration;
@@ -15,6 +16,8 @@ pub mod authorization;
 pub mod autoscaling;
 pub mod batch;
 pub mod certificates;
+pub mod checks;
+pub mod columns;
 pub mod coordination;
 pub mod core;
 pub mod discovery;
@@ -22,9 +25,13 @@ pub mod events;
 pub mod flowcontrol;
 pub mod networking;
 pub mod node;
+mod numbers;
 pub mod pod;
+mod podtemplate;
 pub mod policy;
 pub mod rbac;
+mod replicationcontroller;
+pub mod scale;
 pub mod scheduling;
 pub mod service;
 pub mod storage;
@@ -118,6 +125,13 @@ pub struct Kind {
     pub storage_version: &'static str,
     /// Whether the object has `metadata.generation`, raised when its spec changes.
     pub has_generation: bool,
+    /// First minor release in which it has one, where that is not v1.20: jobs got theirs later.
+    pub generation_since: u32,
+    /// Whether a change of `metadata.annotations` raises the generation too: deployments.
+    pub generation_on_annotations: bool,
+    /// Whether a deletion that names no propagation policy orphans what the object owns, by the version of the
+    /// request (`batch/v1`): old versions of workloads do.
+    pub orphans_by_default: fn(&str) -> bool,
     /// Whether an update may create the object.
     pub create_on_update: bool,
     /// Whether an update without a resource version is allowed.
@@ -147,6 +161,8 @@ pub struct Kind {
     pub columns: &'static [Column],
     /// One row's cells, in the order of `columns`.
     pub row: fn(&Value, &RowContext) -> Vec<Value>,
+    /// The row's conditions: tables grey out the rows of pods that have ended.
+    pub row_conditions: fn(&Value) -> Option<Value>,
 }
 
 /// What rows need to know beside the object.
@@ -208,6 +224,9 @@ impl Kind {
             storage_prefix: plural,
             storage_version: "",
             has_generation: false,
+            generation_since: 0,
+            generation_on_annotations: false,
+            orphans_by_default: |_| false,
             create_on_update: false,
             allow_unconditional_update: true,
             ttl_seconds: 0,
@@ -222,6 +241,7 @@ impl Kind {
             selectable_field_names: &[],
             columns: NAME_AND_AGE,
             row: crate::table::name_and_age,
+            row_conditions: |_| None,
         }
     }
 

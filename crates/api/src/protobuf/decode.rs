@@ -122,7 +122,9 @@ impl Decoder {
                 let list = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
                 let Value::Array(list) = list else { return Ok(()) };
                 // Lists of numbers may come packed.
-                if let (2, Element::Scalar(s @ (Scalar::Int32 | Scalar::Int64 | Scalar::Bool))) = (wire, element) {
+                if let (2, Element::Scalar(s @ (Scalar::Int32 | Scalar::Int64 | Scalar::Bool))) =
+                    (wire, element)
+                {
                     let mut packed = Reader::new(reader.bytes()?);
                     while !packed.is_empty() {
                         list.push(scalar(s, 0, &mut packed, name)?);
@@ -163,7 +165,9 @@ impl Decoder {
                 Scalar::Quantity => Value::from("0"),
                 Scalar::Duration => Value::from("0s"),
                 Scalar::String | Scalar::Bytes => Value::from(""),
-                Scalar::Time | Scalar::MicroTime | Scalar::RawExtension | Scalar::FieldsV1 | Scalar::Json => Value::Null,
+                Scalar::Time | Scalar::MicroTime | Scalar::RawExtension | Scalar::FieldsV1 | Scalar::Json => {
+                    Value::Null
+                }
             },
         }
     }
@@ -253,7 +257,8 @@ fn scalar(s: Scalar, wire: u8, reader: &mut Reader<'_>, name: &'static str) -> R
             }
             let number = f64::from_bits(reader.fixed64()?);
             Value::Number(
-                Number::from_f64(number).ok_or_else(|| Error::Value(format!("json: unsupported value: {number}")))?,
+                Number::from_f64(number)
+                    .ok_or_else(|| Error::Value(format!("json: unsupported value: {number}")))?,
             )
         }
         Scalar::Bytes => Value::String(STANDARD.encode(delimited(wire, reader, name)?)),
@@ -274,7 +279,10 @@ fn scalar(s: Scalar, wire: u8, reader: &mut Reader<'_>, name: &'static str) -> R
         }
         Scalar::IntOrString => {
             let found = small(wire, reader, name)?;
-            #[expect(clippy::cast_possible_truncation, reason = "32-bit numbers are sign-extended on the wire")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                reason = "32-bit numbers are sign-extended on the wire"
+            )]
             if found.numbers[0] == 1 {
                 Value::String(String::from_utf8_lossy(found.bytes.unwrap_or_default()).into_owned())
             } else {

@@ -17,7 +17,9 @@ pub(super) fn object(catalogue: &'static Catalogue, type_: &'static Type, value:
             field(catalogue, 2, shape_of(type_, "Schema"), value, out);
         }
         (Form::OrArray, Value::Array(_)) => field(catalogue, 2, shape_of(type_, "JSONSchemas"), value, out),
-        (Form::OrStringArray, Value::Array(_)) => field(catalogue, 2, shape_of(type_, "Property"), value, out),
+        (Form::OrStringArray, Value::Array(_)) => {
+            field(catalogue, 2, shape_of(type_, "Property"), value, out)
+        }
         (Form::OrArray | Form::OrStringArray, Value::Object(_)) => {
             field(catalogue, 1, shape_of(type_, "Schema"), value, out);
         }

@@ -29,7 +29,9 @@ impl Random {
             Scalar::MicroTime => Value::from("2021-02-14T15:04:05.000120Z"),
             Scalar::Duration => Value::from(["0s", "1h0m0s", "-1.5s"][self.next(3) as usize]),
             Scalar::Quantity => Value::from(["0", "100m", "1Gi"][self.next(3) as usize]),
-            Scalar::IntOrString => [json!(0), json!(8080), json!(-1), json!("25%"), json!("")][self.next(5) as usize].clone(),
+            Scalar::IntOrString => {
+                [json!(0), json!(8080), json!(-1), json!("25%"), json!("")][self.next(5) as usize].clone()
+            }
             Scalar::RawExtension | Scalar::Json => json!({"a": [1, null, "x"]}),
             Scalar::FieldsV1 => json!({"f:metadata": {}}),
         }
@@ -106,7 +108,13 @@ fn known_bytes() {
 fn lists_and_frames() {
     let schema = Schema::of(Release::V1_20, "", "v1", "ConfigMap").unwrap();
     let item = encode_message(schema, &json!({"metadata": {"name": "a"}}));
-    let list = encode_list(Release::V1_20, "v1", "ConfigMapList", &json!({"resourceVersion": "7"}), [&item[..], &item]);
+    let list = encode_list(
+        Release::V1_20,
+        "v1",
+        "ConfigMapList",
+        &json!({"resourceVersion": "7"}),
+        [&item[..], &item],
+    );
     let schema = Schema::of(Release::V1_20, "", "v1", "ConfigMapList").unwrap();
     let back = decode(schema, &open(&list).unwrap()).unwrap();
     assert_eq!(back["metadata"], json!({"resourceVersion": "7"}));

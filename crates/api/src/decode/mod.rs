@@ -5,6 +5,9 @@
 //! are gone and all others present, quantities, times and bytes are canonical. One exception: maps and lists that
 //! the client sent empty stay until [`crate::normalize::canonicalize`], for validation tells them from absent ones.
 
+pub mod request;
+mod syntax;
+
 use std::cell::RefCell;
 use std::fmt;
 
@@ -49,7 +52,8 @@ pub fn from_value(schema: Schema, value: Value) -> Result<Decoded, String> {
 
 /// Reads YAML (and so JSON) as a JSON value.
 pub fn yaml(text: &[u8]) -> Result<Value, String> {
-    let value: serde_yaml_ng::Value = serde_yaml_ng::from_slice(text).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
+    let value: serde_yaml_ng::Value =
+        serde_yaml_ng::from_slice(text).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
     Ok(from_yaml(value))
 }
 
@@ -84,12 +88,10 @@ fn decode<'de, D>(schema: Schema, deserializer: D) -> Result<Decoded, String>
 where
     D: Deserializer<'de>,
 {
-    let context = Context {
-        catalogue: schema.catalogue,
-        faults: RefCell::new(Vec::new()),
-        error: RefCell::new(None),
-    };
-    let seed = Seed { context: &context, shape: Shape::Struct(schema.type_.id), owner: None, path: &Path::ROOT };
+    let context =
+        Context { catalogue: schema.catalogue, faults: RefCell::new(Vec::new()), error: RefCell::new(None) };
+    let seed =
+        Seed { context: &context, shape: Shape::Struct(schema.type_.id), owner: None, path: &Path::ROOT };
     match seed.deserialize(deserializer) {
         Ok(value) => {
             let object = value.unwrap_or_else(|| empty_struct(schema.catalogue, schema.type_));
@@ -200,9 +202,9 @@ fn empty(catalogue: &Catalogue, shape: Shape) -> Value {
 /// An empty struct with the fields that are always present.
 pub(crate) fn empty_struct(catalogue: &Catalogue, type_: &Type) -> Value {
     match type_.form {
-        Form::Object => {
-            Value::Object(type_.always_present().map(|(_, f)| (f.json.to_string(), empty_field(catalogue, f))).collect())
-        }
+        Form::Object => Value::Object(
+            type_.always_present().map(|(_, f)| (f.json.to_string(), empty_field(catalogue, f))).collect(),
+        ),
         Form::OrBool => Value::Bool(false),
         Form::OrArray | Form::OrStringArray => Value::Null,
     }
@@ -247,7 +249,9 @@ impl Seed<'_> {
     fn wrong<E: serde::de::Error>(&self, found: &str) -> E {
         let type_ = go_type(self.context.catalogue, self.shape);
         let place = match self.owner {
-            Some(owner) => format!("Go struct field {}.{} of type {type_}", owner.name(), self.path.text(false)),
+            Some(owner) => {
+                format!("Go struct field {}.{} of type {type_}", owner.name(), self.path.text(false))
+            }
             None => format!("Go value of type {type_}"),
         };
         self.fail(format!("json: cannot unmarshal {found} into {place}"))
@@ -256,7 +260,9 @@ impl Seed<'_> {
     fn integer<E: serde::de::Error>(&self, n: i64) -> Result<Option<Value>, E> {
         match self.shape {
             Shape::Scalar(Scalar::Int64) => Ok(Some(n.into())),
-            Shape::Scalar(Scalar::Int32 | Scalar::IntOrString) if i32::try_from(n).is_ok() => Ok(Some(n.into())),
+            Shape::Scalar(Scalar::Int32 | Scalar::IntOrString) if i32::try_from(n).is_ok() => {
+                Ok(Some(n.into()))
+            }
             Shape::Scalar(Scalar::Double) => Ok(Some(n.into())),
             Shape::Scalar(Scalar::Quantity) => self.quantity(&n.to_string()),
             Shape::Scalar(Scalar::String) => Err(self.wrong("number")),
@@ -315,7 +321,12 @@ impl Seed<'_> {
     }
 
     /// Decodes an item of a list or a value of a map.
-    fn element<'de, E: Decoder<'de>>(&self, element: Element, step: Step<'_>, next: E) -> Result<E::Found, E::Error> {
+    fn element<'de, E: Decoder<'de>>(
+        &self,
+        element: Element,
+        step: Step<'_>,
+        next: E,
+    ) -> Result<E::Found, E::Error> {
         let path = self.path.child(step);
         next.next(Seed { context: self.context, shape: element.into(), owner: self.owner, path: &path })
     }
@@ -485,7 +496,8 @@ impl<'de> Visitor<'de> for Seed<'_> {
                         _ => empty(self.context.catalogue, element.into()),
                     });
                     if resources {
-                        let text = resource_quantity(value.as_str().unwrap_or("0")).map_err(A::Error::custom)?;
+                        let text =
+                            resource_quantity(value.as_str().unwrap_or("0")).map_err(A::Error::custom)?;
                         value = Value::String(text);
                     }
                     if object.contains_key(&key) {
@@ -593,7 +605,8 @@ mod tests {
             json!({"data": {"a": "aGk=", "b": ""}, "stringData": {"x": ""}, "metadata": {"creationTimestamp": "2021-02-14T15:04:05Z"}})
         );
         let service = schema("", "v1", "Service");
-        let v = json!({"metadata": {}, "spec": {"ports": [{"port": 80, "targetPort": "http"}, {"port": 81}]}});
+        let v =
+            json!({"metadata": {}, "spec": {"ports": [{"port": 80, "targetPort": "http"}, {"port": 81}]}});
         assert_eq!(
             both(service, v).unwrap()["spec"]["ports"],
             json!([{"port": 80, "targetPort": "http"}, {"port": 81, "targetPort": 0}])
@@ -604,7 +617,10 @@ mod tests {
             json!({"renewTime": "2021-02-14T15:04:05.000001Z", "leaseDurationSeconds": 0})
         );
         let v = json!({"rules": [{"verbs": []}]});
-        assert_eq!(both(schema("rbac.authorization.k8s.io", "v1", "Role"), v).unwrap()["rules"], json!([{"verbs": []}]));
+        assert_eq!(
+            both(schema("rbac.authorization.k8s.io", "v1", "Role"), v).unwrap()["rules"],
+            json!([{"verbs": []}])
+        );
     }
 
     #[test]
@@ -627,8 +643,14 @@ mod tests {
                 json!({"spec": {"priority": 3_000_000_000_i64}}),
                 "json: cannot unmarshal number 3000000000 into Go struct field PodSpec.spec.priority of type int32",
             ),
-            (json!({"metadata": {"labels": {"a": true}}}), "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels.a of type string"),
-            (json!({"metadata": []}), "json: cannot unmarshal array into Go struct field Pod.metadata of type v1.ObjectMeta"),
+            (
+                json!({"metadata": {"labels": {"a": true}}}),
+                "json: cannot unmarshal bool into Go struct field ObjectMeta.metadata.labels.a of type string",
+            ),
+            (
+                json!({"metadata": []}),
+                "json: cannot unmarshal array into Go struct field Pod.metadata of type v1.ObjectMeta",
+            ),
             (json!([]), "json: cannot unmarshal array into Go value of type v1.Pod"),
             (
                 json!({"spec": {"overhead": {"cpu": "x"}}}),
@@ -651,12 +673,15 @@ mod tests {
         let pod = schema("", "v1", "Pod");
         let text = br#"{"spec":{"foo":1,"nodeName":"a","nodeName":"b","containers":[{"imag":"x"}]},"metadata":{"labels":{"a":"1","a":"2"}}}"#;
         let decoded = from_slice(pod, text).unwrap();
-        assert_eq!(decoded.faults, [
-            "unknown field \"spec.foo\"",
-            "duplicate field \"spec.nodeName\"",
-            "unknown field \"spec.containers[0].imag\"",
-            "duplicate field \"metadata.labels.a\"",
-        ]);
+        assert_eq!(
+            decoded.faults,
+            [
+                "unknown field \"spec.foo\"",
+                "duplicate field \"spec.nodeName\"",
+                "unknown field \"spec.containers[0].imag\"",
+                "duplicate field \"metadata.labels.a\"",
+            ]
+        );
         assert_eq!(decoded.object["spec"]["nodeName"], "b");
     }
 
@@ -676,12 +701,18 @@ mod tests {
         let old = from_value(schema("", "v1", "Pod"), v.clone()).unwrap();
         assert_eq!(old.faults, ["unknown field \"spec.os\""]);
         let new = from_value(Schema::of(NEWEST, "", "v1", "Pod").unwrap(), v).unwrap();
-        assert_eq!(new.object, json!({"metadata": {"name": "x"}, "spec": {"os": {"name": "linux"}, "containers": []}, "status": {}}));
+        assert_eq!(
+            new.object,
+            json!({"metadata": {"name": "x"}, "spec": {"os": {"name": "linux"}, "containers": []}, "status": {}})
+        );
     }
 
     #[test]
     fn reads_yaml() {
-        assert_eq!(yaml(b"a: 1\n8080: [x, ~, 1.5]\ntrue: \"y\"\n").unwrap(), json!({"a": 1, "8080": ["x", null, 1.5], "true": "y"}));
+        assert_eq!(
+            yaml(b"a: 1\n8080: [x, ~, 1.5]\ntrue: \"y\"\n").unwrap(),
+            json!({"a": 1, "8080": ["x", null, 1.5], "true": "y"})
+        );
         assert!(yaml(b"a: [").is_err());
     }
 }
