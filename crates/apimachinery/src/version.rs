@@ -86,3 +86,45 @@ impl Release {
         }
     }
 }
+
+/// Kubernetes' order of API versions, best last: `foo1` < `v1alpha1` < `v1beta1` < `v1beta2` < `v1` < `v2`.
+pub fn compare_kube_aware(a: &str, b: &str) -> std::cmp::Ordering {
+    match (parts(a), parts(b)) {
+        (Some(x), Some(y)) => x.cmp(&y),
+        (Some(_), None) => std::cmp::Ordering::Greater,
+        (None, Some(_)) => std::cmp::Ordering::Less,
+        // What is no version of ours is sorted by name, the first best.
+        (None, None) => b.cmp(a),
+    }
+}
+
+/// Stability (alpha, beta, stable), major and minor number.
+fn parts(version: &str) -> Option<(u8, u64, u64)> {
+    let rest = version.strip_prefix('v')?;
+    let number = |s: &str| s.parse::<u64>().ok().filter(|_| !s.starts_with(['0', '+']));
+    for (word, stability) in [("alpha", 0), ("beta", 1)] {
+        if let Some((major, minor)) = rest.split_once(word) {
+            return Some((stability, number(major)?, number(minor)?));
+        }
+    }
+    Some((2, number(rest)?, 0))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn order_of_api_versions() {
+        let mut versions = ["v2", "foo10", "v1alpha1", "v10", "v1beta2", "foo1", "v3beta1", "v1"];
+        versions.sort_by(|a, b| compare_kube_aware(b, a));
+        assert_eq!(versions, ["v10", "v2", "v1", "v3beta1", "v1beta2", "v1alpha1", "foo1", "foo10"]);
+    }
+
+    #[test]
+    fn releases() {
+        assert_eq!(Release::from_flag("1.20"), Ok(Release::V1_20));
+        assert_eq!(Release::from_flag(""), Ok(NEWEST));
+        assert!(Release::from_flag("1.19").is_err());
+    }
+}
