@@ -433,7 +433,7 @@ impl Builder {
                 continue;
             }
             for (name, t) in &content.types {
-                if builder.serves_package(package, &t.releases) && !t.fields.is_empty() {
+                if builder.serves_package(package, &t.releases) && !package.ends_with(".pkg.runtime") {
                     full.push(String::leak(format!("{package}.{name}")));
                 }
             }
@@ -462,6 +462,23 @@ impl Builder {
             types.push(self.type_(TypeId(u16::try_from(i).unwrap_or(u16::MAX)), full_name, raw));
         }
         Catalogue { release: self.release, types, by_name: self.by_name }
+    }
+
+    /// The type that a reference means in this release: some were renamed or moved between the two.
+    fn target<'t>(&self, name: &'t str) -> &'t str {
+        if self.by_name.contains_key(name) {
+            return name;
+        }
+        let other = match name {
+            "io.k8s.api.core.v1.ProbeHandler" | "io.k8s.api.core.v1.LifecycleHandler" => "io.k8s.api.core.v1.Handler",
+            "io.k8s.api.core.v1.Handler" => "io.k8s.api.core.v1.LifecycleHandler",
+            "v1.MatchCondition" => "io.k8s.api.admissionregistration.v1.MatchCondition",
+            "io.k8s.api.admissionregistration.v1beta1.RuleWithOperations" => {
+                "io.k8s.api.admissionregistration.v1.RuleWithOperations"
+            }
+            _ => name,
+        };
+        if self.by_name.contains_key(other) { other } else { name }
     }
 
     fn raw_type<'r>(&self, full_name: &str, raw: &'r RawCatalogue<'static>) -> Option<&'r RawType<'static>> {
@@ -515,7 +532,7 @@ impl Builder {
                 continue;
             }
             if f.inline {
-                let target = if f.ref_.is_empty() { embedded(full_name) } else { f.ref_ };
+                let target = self.target(if f.ref_.is_empty() { embedded(full_name) } else { f.ref_ });
                 let meta = target.ends_with(".TypeMeta") && f.pb == 0;
                 *has_type_meta |= meta && own;
                 let Some(inner) = self.raw_type(target, raw) else { continue };
@@ -526,10 +543,8 @@ impl Builder {
                 for field in &mut fields[before..] {
                     field.type_meta |= meta;
                 }
-                if f.pb != 0 {
-                    if let Some(id) = self.by_name.get(target).filter(|_| own) {
-                        parts.push((f.pb, Part::Embedded(*id)));
-                    }
+                if let Some(id) = self.by_name.get(target).filter(|_| own && f.pb != 0) {
+                    parts.push((f.pb, Part::Embedded(*id)));
                 }
                 continue;
             }
@@ -595,10 +610,11 @@ impl Builder {
     }
 
     fn element(&self, type_: &str, target: &str) -> Element {
-        if !target.is_empty() && !target.ends_with(".JSON") {
-            if let Some(id) = self.by_name.get(target) {
-                return Element::Struct(*id);
-            }
+        if !target.is_empty()
+            && !target.ends_with(".JSON")
+            && let Some(id) = self.by_name.get(self.target(target))
+        {
+            return Element::Struct(*id);
         }
         Element::Scalar(match type_ {
             "string" => Scalar::String,
@@ -635,7 +651,8 @@ fn default(text: &str, raw: &RawCatalogue<'static>) -> Option<Value> {
     };
     // Constants are not in the data by name; their names end with the value's words.
     let core = raw.packages.get("io.k8s.api.core.v1")?;
-    let mut values = core.values.iter().filter(|(name, _)| constant.starts_with(*name)).flat_map(|(_, v)| v.iter());
+    let mut values =
+        core.values.iter().filter(|(name, _)| constant.starts_with(*name)).flat_map(|(_, v)| v.iter());
     match constant {
         "AzureDataDiskCachingReadWrite" => Some(Value::from("ReadWrite")),
         "AzureSharedBlobDisk" => Some(Value::from("Shared")),
@@ -667,7 +684,9 @@ mod tests {
             assert!(matches!(volume.parts[1], (2, Part::Embedded(_))));
             assert!(c.kind("apiregistration.k8s.io", "v1", "APIService").unwrap().field("spec").is_some());
         }
-        let meta = |r| Catalogue::of(r).meta("ObjectMeta").unwrap().field("creationTimestamp").unwrap().always_present();
+        let meta = |r| {
+            Catalogue::of(r).meta("ObjectMeta").unwrap().field("creationTimestamp").unwrap().always_present()
+        };
         assert!(meta(Release::V1_20) && !meta(NEWEST));
     }
 
@@ -700,8 +719,39 @@ mod tests {
     }
 
     #[test]
+    fn renamed_types_are_found() {
+        for release in [Release::V1_20, NEWEST] {
+            let c = Catalogue::of(release);
+            let probe = c.find("io.k8s.api.core.v1.Probe").unwrap();
+            assert!(probe.field("httpGet").is_some() && matches!(probe.parts[0], (1, Part::Embedded(_))));
+            let lifecycle = c.find("io.k8s.api.core.v1.Lifecycle").unwrap();
+            let Shape::Struct(id) = lifecycle.field("preStop").unwrap().shape else { panic!("preStop is a struct") };
+            assert!(c.get(id).field("exec").is_some());
+        }
+    }
+
+    #[test]
+    fn every_reference_is_found() {
+        let raw: RawCatalogue<'static> = serde_json::from_str(TEXT).unwrap();
+        for release in [Release::V1_20, NEWEST] {
+            let builder = Builder::new(release, &raw);
+            for name in &builder.names {
+                let type_ = builder.raw_type(name, &raw).unwrap();
+                for f in type_.fields.iter().filter(|f| builder.serves(&f.releases)) {
+                    let elements = [f.list.as_ref(), f.map.as_ref()].into_iter().flatten().map(|e| e.ref_);
+                    for target in elements.chain([f.ref_]).filter(|t| !t.is_empty() && !t.ends_with(".JSON")) {
+                        assert!(builder.by_name.contains_key(builder.target(target)), "{name}.{}: {target}", f.json);
+                    }
+                }
+            }
+        }
+    }
+
+    #[test]
     fn packages() {
-        for group in ["", "apps", "rbac.authorization.k8s.io", "apiextensions.k8s.io", "flowcontrol.apiserver.k8s.io"] {
+        for group in
+            ["", "apps", "rbac.authorization.k8s.io", "apiextensions.k8s.io", "flowcontrol.apiserver.k8s.io"]
+        {
             assert_eq!(group_of(&package(group, "v1")), Some(group));
         }
     }
