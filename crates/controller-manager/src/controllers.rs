@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
-use crate::{accounts, batch, certificates, endpoints, gc, workloads};
+use crate::{accounts, batch, certificates, endpoints, gc, volume, workloads};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -43,6 +43,10 @@ pub const ALL: &[Controller] = &[
     controller!("endpoint", endpoints::endpoints::start),
     controller!("endpointslice", endpoints::slices::start),
     controller!("endpointslicemirroring", endpoints::mirroring::start),
+    controller!("persistentvolume-binder", volume::binder::start),
+    controller!("local-path", volume::local_path::start),
+    controller!("pvc-protection", volume::protection::start_claims),
+    controller!("pv-protection", volume::protection::start_volumes),
     controller!("csrapproving", certificates::approve::start),
     controller!("csrsigning", certificates::sign::start),
     controller!("csrcleaner", certificates::clean::start),
