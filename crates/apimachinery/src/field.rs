@@ -133,8 +133,12 @@ pub fn invalid_shown(path: &Path, shown: &str, detail: &str) -> Error {
 
 /// `Unsupported value: <value>: supported values: "A", "B"`. v1.20 sorts none of them: they stand in the order given.
 pub fn not_supported(path: &Path, value: impl Into<Value>, supported: &[&str]) -> Error {
+    not_supported_shown(path, &show(&value.into()), supported)
+}
+
+/// The same with the value as text.
+pub fn not_supported_shown(path: &Path, shown: &str, supported: &[&str]) -> Error {
     let list = supported.iter().map(|s| format!("{s:?}")).collect::<Vec<_>>().join(", ");
-    let shown = show(&value.into());
     let detail = if supported.is_empty() { String::new() } else { format!("supported values: {list}") };
     error(ErrorType::NotSupported, path, with_detail(format!("Unsupported value: {shown}"), &detail))
 }

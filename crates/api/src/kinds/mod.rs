@@ -123,6 +123,9 @@ pub struct Kind {
     pub storage_prefix: &'static str,
     /// Group and version in which objects are stored by v1.20 and today.
     pub storage_version: &'static str,
+    /// Group that errors of validation name with the kind, where it is not the hub's: kinds that were in `extensions`
+    /// once are still named so.
+    pub invalid_group: Option<&'static str>,
     /// Whether the object has `metadata.generation`, raised when its spec changes.
     pub has_generation: bool,
     /// First minor release in which it has one, where that is not v1.20: jobs got theirs later.
@@ -151,6 +154,8 @@ pub struct Kind {
     pub validate: fn(&Value, &Context) -> ErrorList,
     /// Faults of an update of the object or one of its subresources.
     pub validate_update: fn(&Value, &Value, &Context) -> ErrorList,
+    /// Whether v1.20 validates a new object twice, and so reports every fault twice.
+    pub validated_twice: bool,
     /// Faults of a name (messages without a path); `true` where the name is a `generateName` prefix.
     pub name_fn: fn(&str, bool) -> Vec<String>,
     /// Fields that selectors may name beside `metadata.name` and `metadata.namespace`, with their values.
@@ -223,6 +228,7 @@ impl Kind {
             subresources: &[],
             storage_prefix: plural,
             storage_version: "",
+            invalid_group: None,
             has_generation: false,
             generation_since: 0,
             generation_on_annotations: false,
@@ -236,6 +242,7 @@ impl Kind {
             prepare_update: |_, _, _| {},
             validate: |_, _| Vec::new(),
             validate_update: |_, _, _| Vec::new(),
+            validated_twice: false,
             name_fn: pilothouse_apimachinery::names::dns1123_subdomain_name,
             selectable_fields: |_| Vec::new(),
             selectable_field_names: &[],
