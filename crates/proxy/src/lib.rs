@@ -1,1 +1,109 @@
-//! kube-proxy: services to nftables, one atomic batch
+//! kube-proxy: services become nftables rules.
+//!
+//! What the API says ([`model`]) becomes a rule set ([`rules`], a plain function), and what differs from the rule
+//! set in the kernel is applied in one transaction ([`nft`]): a packet sees the old rules or the new ones, never
+//! something between.
+
+pub mod config;
+pub mod model;
+pub mod nft;
+pub mod rules;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use k8s_openapi::api::core::v1::Service;
+use kube::Api;
+use kube::api::DynamicObject;
+use kube::runtime::watcher;
+use pilothouse_client::{Informer, served};
+use pilothouse_component_base::metrics::Metrics;
+use pilothouse_component_base::serve::{self, Health};
+use pilothouse_component_base::signals::Stop;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::gauge::Gauge;
+use tokio::sync::Notify;
+
+pub use config::Config;
+
+/// The flag table.
+pub const FLAGS: &str = include_str!("flags.tsv");
+
+/// Changes within this time become one transaction.
+const GATHER: Duration = Duration::from_millis(20);
+/// After a failure the whole rule set is tried again.
+const RETRY: Duration = Duration::from_secs(2);
+
+/// Services that do not want this proxy say so by this label.
+const SKIP: &str = "service.kubernetes.io/service-proxy-name";
+
+/// Runs the proxy until `stop`. The rules stay in place when it ends: connections go on.
+pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
+    if config.mode != "" && config.mode != "nftables" {
+        tracing::warn!("proxy mode {:?}: services are programmed by nftables, which serves in its place", config.mode);
+    }
+    let metrics = Metrics::default();
+    let last_sync = Gauge::<i64>::default();
+    let syncs = Counter::<u64>::default();
+    metrics.register(|r| {
+        r.register(
+            "kubeproxy_sync_proxy_rules_last_timestamp_seconds",
+            "The last time proxy rules were successfully synced",
+            last_sync.clone(),
+        );
+        r.register("kubeproxy_sync_proxy_rules", "Transactions applied", syncs.clone());
+    });
+    let health = Health { checks: Vec::new(), metrics };
+    for addr in [config.healthz_bind_address, config.metrics_bind_address].into_iter().flatten() {
+        serve::serve(addr, None, health.clone(), stop.clone()).await?;
+    }
+    let client = pilothouse_client::config::connect(&config.kubeconfig, "kube-proxy").await?;
+    let resource = served::find(&client, served::ENDPOINT_SLICE)
+        .await?
+        .ok_or_else(|| anyhow::anyhow!("the server has no EndpointSlices"))?;
+    let changed = Arc::new(Notify::new());
+    let services: Informer<Service> = Informer::new();
+    let slices: Informer<DynamicObject> = Informer::new();
+    let n = changed.clone();
+    services.on_change(move |_| n.notify_one());
+    let n = changed.clone();
+    slices.on_change(move |_| n.notify_one());
+    let wanted = watcher::Config::default().labels(&format!("!{SKIP}"));
+    services.run(Api::all(client.clone()), wanted, stop.clone());
+    slices.run(Api::all_with(client.clone(), &resource), watcher::Config::default(), stop.clone());
+    tokio::select! {
+        _ = stop.wait() => return Ok(()),
+        _ = async { services.wait_synced().await; slices.wait_synced().await } => {}
+    }
+    let mut programmed: Option<rules::RuleSet> = None;
+    changed.notify_one();
+    loop {
+        tokio::select! { _ = stop.wait() => return Ok(()), _ = changed.notified() => {} }
+        tokio::time::sleep(GATHER).await;
+        let model = model::build(&services.list(), &slices.list(), &config.node_name);
+        let wanted = rules::render(&model, &config.rules);
+        let script = nft::script(programmed.as_ref(), &wanted);
+        if script.is_empty() {
+            continue;
+        }
+        match nft::apply(&script).await {
+            Ok(()) => {
+                let stale = programmed.as_ref().map(|p| p.udp_backends_gone(&wanted)).unwrap_or_default();
+                nft::forget_connections(&stale).await;
+                programmed = Some(wanted);
+                syncs.inc();
+                last_sync.set(jiff::Timestamp::now().as_second());
+            }
+            Err(e) => {
+                tracing::error!("{e:#}");
+                // The kernel's rules may be another's by now: begin anew.
+                programmed = None;
+                let again = changed.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(RETRY).await;
+                    again.notify_one();
+                });
+            }
+        }
+    }
+}

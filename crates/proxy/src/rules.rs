@@ -1,0 +1,321 @@
+//! From services to an nftables rule set: plain data to plain data.
+//!
+//! Two verdict maps lead from an address and port (or a node port) to the service's chain; the chain chooses a
+//! backend at random, or the one that the client had; the backend's chain translates. A service without backends is
+//! in a third map, which rejects.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::Ipv4Addr;
+
+use ipnet::IpNet;
+use sha2::{Digest, Sha256};
+
+use crate::model::{Backend, ServiceEntry};
+
+/// The table that is ours.
+pub const TABLE: &str = "kube-proxy";
+/// A packet with this mark gets the node's address on its way out.
+const MASQUERADE: &str = "0x4000";
+
+/// What the rules depend on beside the services.
+#[derive(Debug, Clone, Default)]
+pub struct Options {
+    /// Addresses of pods: what comes from elsewhere to a service's address is masqueraded.
+    pub cluster_cidr: Option<IpNet>,
+    /// Addresses of services: those that no service has are rejected.
+    pub service_cidr: Option<IpNet>,
+    /// Masquerade everything.
+    pub masquerade_all: bool,
+    /// On which of the node's addresses node ports answer; empty for all.
+    pub node_port_addresses: Vec<IpNet>,
+}
+
+/// A table's content.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct RuleSet {
+    /// Chains that hook into the kernel or are jumped to by them: name to definition and rules.
+    pub base: BTreeMap<String, Vec<String>>,
+    /// Services' and backends' chains: name to rules.
+    pub chains: BTreeMap<String, Vec<String>>,
+    /// Maps: name to key type.
+    pub maps: BTreeMap<String, &'static str>,
+    /// Elements of maps: map, key, verdict.
+    pub elements: BTreeMap<(String, String), String>,
+    /// Sets of clients for affinity: name to timeout in seconds.
+    pub sets: BTreeMap<String, u32>,
+    /// UDP services' addresses with their backends, for stale connections.
+    pub(crate) udp: BTreeSet<(Ipv4Addr, u16, Ipv4Addr)>,
+}
+
+impl RuleSet {
+    /// UDP backends that are no longer in `new`: address and port of the service, address of the backend.
+    /// Connections to them would go on for as long as the client sends.
+    pub fn udp_backends_gone(&self, new: &RuleSet) -> Vec<(Ipv4Addr, u16, Ipv4Addr)> {
+        self.udp.difference(&new.udp).copied().collect()
+    }
+}
+
+/// A short name for what a chain is about. nft's names may have 127 letters; ids may be longer.
+fn short(prefix: &str, id: &str) -> String {
+    use std::fmt::Write;
+    let digest = Sha256::digest(id.as_bytes());
+    digest.iter().take(8).fold(format!("{prefix}-"), |mut s, b| {
+        let _ = write!(s, "{b:02x}");
+        s
+    })
+}
+
+/// Renders services.
+pub fn render(services: &[ServiceEntry], options: &Options) -> RuleSet {
+    let mut set = RuleSet { base: base(options), ..Default::default() };
+    set.maps.insert("service-ips".into(), "ipv4_addr . inet_proto . inet_service : verdict");
+    set.maps.insert("no-endpoint-services".into(), "ipv4_addr . inet_proto . inet_service : verdict");
+    set.maps.insert("service-nodeports".into(), "inet_proto . inet_service : verdict");
+    set.maps.insert("no-endpoint-nodeports".into(), "inet_proto . inet_service : verdict");
+    for service in services {
+        add(&mut set, service, options);
+    }
+    set
+}
+
+fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
+    let hook = |kind: &str, hook: &str, priority: &str, rules: &[String]| {
+        let mut all = vec![format!("type {kind} hook {hook} priority {priority}; policy accept;")];
+        all.extend_from_slice(rules);
+        all
+    };
+    let node_addresses = if options.node_port_addresses.is_empty() {
+        "fib daddr type local ip daddr != 127.0.0.0/8".to_string()
+    } else {
+        let list: Vec<String> = options.node_port_addresses.iter().map(ToString::to_string).collect();
+        format!("fib daddr type local ip daddr {{ {} }}", list.join(", "))
+    };
+    let services = vec![
+        "ip daddr . meta l4proto . th dport vmap @service-ips".to_string(),
+        format!("{node_addresses} meta l4proto . th dport vmap @service-nodeports"),
+    ];
+    let mut refuse = vec![
+        "ip daddr . meta l4proto . th dport vmap @no-endpoint-services".to_string(),
+        format!("{node_addresses} meta l4proto . th dport vmap @no-endpoint-nodeports"),
+    ];
+    if let Some(cidr) = options.service_cidr.filter(|c| c.addr().is_ipv4()) {
+        refuse.push(format!("ip daddr {cidr} goto reject-it"));
+    }
+    let jump = |chain: &str| vec![format!("jump {chain}")];
+    let new = |chain: &str| vec![format!("ct state new jump {chain}")];
+    [
+        ("nat-prerouting", hook("nat", "prerouting", "-100", &jump("services"))),
+        ("nat-output", hook("nat", "output", "-100", &jump("services"))),
+        (
+            "nat-postrouting",
+            hook(
+                "nat",
+                "postrouting",
+                "100",
+                &[
+                    format!("meta mark & {MASQUERADE} == 0 return"),
+                    format!("meta mark set meta mark ^ {MASQUERADE}"),
+                    "masquerade fully-random".into(),
+                ],
+            ),
+        ),
+        ("filter-input", hook("filter", "input", "0", &new("refuse"))),
+        ("filter-forward", hook("filter", "forward", "0", &new("refuse"))),
+        ("filter-output", hook("filter", "output", "0", &new("refuse"))),
+        ("services", services),
+        ("refuse", refuse),
+        ("reject-it", vec!["reject".to_string()]),
+        ("drop-it", vec!["drop".to_string()]),
+        ("mark-masquerade", vec![format!("meta mark set meta mark | {MASQUERADE}")]),
+    ]
+    .into_iter()
+    .map(|(name, rules)| (name.to_string(), rules))
+    .collect()
+}
+
+fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
+    let service_key = |ip: Ipv4Addr, port: u16| format!("{ip} . {} . {port}", s.protocol);
+    let node_key = format!("{} . {}", s.protocol, s.node_port);
+    let mut externals: Vec<Ipv4Addr> = s.external_ips.iter().copied().collect();
+    externals.retain(|ip| *ip != s.cluster_ip);
+    if s.backends.is_empty() {
+        let reject = "goto reject-it".to_string();
+        for ip in externals.into_iter().chain([s.cluster_ip]) {
+            set.elements.insert(("no-endpoint-services".into(), service_key(ip, s.port)), reject.clone());
+        }
+        if s.node_port != 0 {
+            set.elements.insert(("no-endpoint-nodeports".into(), node_key), reject);
+        }
+        return;
+    }
+    let id = format!("{} {}", s.id, s.protocol);
+    let local: Vec<Backend> = s.backends.iter().filter(|b| b.local).cloned().collect();
+    // Pods reach the service's own address as themselves; others get the node's address, so that answers come back.
+    let mut inside: Vec<String> = Vec::new();
+    if options.masquerade_all {
+        inside.push("jump mark-masquerade".into());
+    } else if let Some(cidr) = options.cluster_cidr.filter(|c| c.addr().is_ipv4()) {
+        inside.push(format!("ip saddr != {cidr} jump mark-masquerade"));
+    }
+    let internal = if s.internal_local { &local } else { &s.backends };
+    let internal_chain = short("svc", &id);
+    if internal.is_empty() {
+        set.elements.insert(("service-ips".into(), service_key(s.cluster_ip, s.port)), "goto drop-it".into());
+    } else {
+        inside.extend(choose(set, s, &id, internal));
+        set.chains.insert(internal_chain.clone(), inside);
+        set.elements
+            .insert(("service-ips".into(), service_key(s.cluster_ip, s.port)), format!("goto {internal_chain}"));
+    }
+    if !externals.is_empty() || s.node_port != 0 {
+        let chain = short("ext", &id);
+        let mut rules: Vec<String> = Vec::new();
+        if s.external_local {
+            // Pods, and this node itself, are inside and may use every backend.
+            if let Some(cidr) = options.cluster_cidr.filter(|c| c.addr().is_ipv4()) {
+                rules.push(format!("ip saddr {cidr} goto {internal_chain}"));
+            }
+            rules.push("fib saddr type local jump mark-masquerade".into());
+            if !internal.is_empty() {
+                rules.push(format!("fib saddr type local goto {internal_chain}"));
+            }
+            if local.is_empty() {
+                rules.push("drop".into());
+            } else {
+                rules.extend(choose(set, s, &id, &local));
+            }
+        } else {
+            rules.push("jump mark-masquerade".into());
+            rules.extend(choose(set, s, &id, &s.backends));
+        }
+        set.chains.insert(chain.clone(), rules);
+        let guarded = if s.source_ranges.is_empty() {
+            chain.clone()
+        } else {
+            let guard = short("fw", &id);
+            let ranges: Vec<&str> = s.source_ranges.iter().map(|r| r.trim()).filter(|r| !r.contains(':')).collect();
+            // Others are not translated, and so end at the node itself or at the fence.
+            let mut rules = Vec::new();
+            if !ranges.is_empty() {
+                rules.push(format!("ip saddr {{ {} }} goto {chain}", ranges.join(", ")));
+            }
+            set.chains.insert(guard.clone(), rules);
+            guard
+        };
+        for ip in externals {
+            set.elements.insert(("service-ips".into(), service_key(ip, s.port)), format!("goto {guarded}"));
+        }
+        if s.node_port != 0 {
+            set.elements.insert(("service-nodeports".into(), node_key), format!("goto {chain}"));
+        }
+    }
+    if s.protocol == "udp" {
+        for b in &s.backends {
+            set.udp.insert((s.cluster_ip, s.port, b.ip));
+        }
+    }
+}
+
+/// The rules that choose one of `backends`, whose chains are added too.
+fn choose(set: &mut RuleSet, s: &ServiceEntry, id: &str, backends: &[Backend]) -> Vec<String> {
+    let mut rules = Vec::new();
+    let mut targets = Vec::new();
+    for b in backends {
+        let backend_id = format!("{id} {}:{}", b.ip, b.port);
+        let chain = short("ep", &backend_id);
+        let affinity = short("aff", &backend_id);
+        // A pod that reaches itself through the service must not see its own address as the other's.
+        let mut own = vec![format!("ip saddr {} jump mark-masquerade", b.ip)];
+        if s.affinity_seconds > 0 {
+            set.sets.insert(affinity.clone(), s.affinity_seconds);
+            own.push(format!("update @{affinity} {{ ip saddr }}"));
+            rules.push(format!("ip saddr @{affinity} goto {chain}"));
+        }
+        own.push(format!("meta l4proto {} dnat to {}:{}", s.protocol, b.ip, b.port));
+        set.chains.insert(chain.clone(), own);
+        targets.push(chain);
+    }
+    if let [one] = targets.as_slice() {
+        rules.push(format!("goto {one}"));
+    } else {
+        let map: Vec<String> = targets.iter().enumerate().map(|(i, c)| format!("{i} : goto {c}")).collect();
+        rules.push(format!("numgen random mod {} vmap {{ {} }}", targets.len(), map.join(", ")));
+    }
+    rules
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    pub(crate) fn service(backends: &[(&str, bool)]) -> ServiceEntry {
+        ServiceEntry {
+            id: "ns/s:web".into(),
+            protocol: "tcp".into(),
+            cluster_ip: Ipv4Addr::new(10, 0, 0, 7),
+            port: 80,
+            node_port: 30080,
+            external_ips: BTreeSet::new(),
+            source_ranges: Vec::new(),
+            affinity_seconds: 0,
+            external_local: false,
+            internal_local: false,
+            backends: backends
+                .iter()
+                .map(|(ip, local)| Backend { ip: ip.parse().unwrap(), port: 8080, local: *local })
+                .collect(),
+        }
+    }
+
+    fn element(set: &RuleSet, map: &str, key: &str) -> Option<String> {
+        set.elements.get(&(map.to_string(), key.to_string())).cloned()
+    }
+
+    #[test]
+    fn leads_from_the_address_to_a_backend() {
+        let set = render(&[service(&[("10.244.0.2", true), ("10.244.0.3", false)])], &Options::default());
+        let verdict = element(&set, "service-ips", "10.0.0.7 . tcp . 80").unwrap();
+        let rules = &set.chains[verdict.strip_prefix("goto ").unwrap()];
+        assert!(rules.last().unwrap().starts_with("numgen random mod 2 vmap"), "{rules:?}");
+        let translations = set.chains.values().flatten().filter(|r| r.contains("dnat to")).count();
+        assert_eq!(translations, 2);
+        assert!(element(&set, "service-nodeports", "tcp . 30080").is_some());
+    }
+
+    #[test]
+    fn without_backends_it_rejects() {
+        let set = render(&[service(&[])], &Options::default());
+        assert_eq!(element(&set, "service-ips", "10.0.0.7 . tcp . 80"), None);
+        assert!(element(&set, "no-endpoint-services", "10.0.0.7 . tcp . 80").is_some());
+        assert!(element(&set, "no-endpoint-nodeports", "tcp . 30080").is_some());
+    }
+
+    #[test]
+    fn local_only_uses_what_is_here() {
+        let mut s = service(&[("10.244.0.2", true), ("10.244.9.3", false)]);
+        s.external_local = true;
+        let set = render(&[s], &Options::default());
+        let verdict = element(&set, "service-nodeports", "tcp . 30080").unwrap();
+        let rules = &set.chains[verdict.strip_prefix("goto ").unwrap()];
+        assert!(rules.last().unwrap().starts_with("goto ep-"), "{rules:?}");
+    }
+
+    #[test]
+    fn affinity_looks_for_the_clients_backend_first() {
+        let mut s = service(&[("10.244.0.2", true), ("10.244.0.3", false)]);
+        s.affinity_seconds = 60;
+        let set = render(&[s], &Options::default());
+        assert_eq!(set.sets.values().collect::<Vec<_>>(), [&60, &60]);
+    }
+
+    #[test]
+    fn udp_backends_that_go_are_told() {
+        let udp = |ips: &[(&str, bool)]| {
+            let mut s = service(ips);
+            s.protocol = "udp".into();
+            render(&[s], &Options::default())
+        };
+        let gone = udp(&[("10.244.0.2", true), ("10.244.0.3", true)]).udp_backends_gone(&udp(&[("10.244.0.3", true)]));
+        assert_eq!(gone, [(Ipv4Addr::new(10, 0, 0, 7), 80, Ipv4Addr::new(10, 244, 0, 2))]);
+    }
+}
