@@ -3,14 +3,17 @@
 #![recursion_limit = "256"]
 
 pub mod backoff;
+pub mod cgroups;
 pub mod config;
 pub mod configuration;
 pub mod containers;
 pub mod hooks;
 pub mod http;
+pub mod images;
 pub mod metrics;
 pub mod objects;
 pub mod pod;
+pub mod probes;
 pub mod resources;
 pub mod runtime;
 #[cfg(test)]
