@@ -220,6 +220,16 @@ pub(crate) fn is_empty_scalar(v: &Value) -> bool {
     }
 }
 
+/// A floating-point number as Go writes it: whole ones without a fraction. Nothing where it is no number.
+#[expect(clippy::cast_possible_truncation, reason = "checked to be whole and in range")]
+pub(crate) fn double(n: f64) -> Option<Value> {
+    if n.fract() == 0.0 && n.abs() < 9e18 {
+        Some(Value::from(n as i64))
+    } else {
+        Number::from_f64(n).map(Value::Number)
+    }
+}
+
 /// Canonical text of a quantity in a list of resources: rounded up to thousandths, as its defaults do.
 fn resource_quantity(text: &str) -> Result<String, String> {
     let mut quantity = Quantity::parse(text).map_err(|e| e.to_string())?;
@@ -421,7 +431,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_f64<E: serde::de::Error>(self, n: f64) -> Result<Option<Value>, E> {
         match self.shape {
-            Shape::Scalar(Scalar::Double) => Ok(Number::from_f64(n).map(Value::Number)),
+            Shape::Scalar(Scalar::Double) => Ok(double(n)),
             Shape::Scalar(Scalar::Quantity) => self.quantity(&n.to_string()),
             // `-0` arrives as a floating-point number.
             _ if n == 0.0 && n.is_sign_negative() => self.integer(0),

@@ -4,12 +4,12 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::quantity::Quantity;
 use pilothouse_apimachinery::time::{Timestamp, format_duration};
-use serde_json::{Map, Number, Value};
+use serde_json::{Map, Value};
 
 use super::wire::Reader;
 use super::{Error, has_prefix};
 use crate::catalogue::{Catalogue, Element, Field, Form, Part, Scalar, Shape, Type};
-use crate::decode::{empty_field, empty_struct, is_empty_scalar};
+use crate::decode::{double, empty_field, empty_struct, is_empty_scalar};
 use crate::schema::Schema;
 
 /// Messages may not lie deeper in each other than this.
@@ -256,10 +256,7 @@ fn scalar(s: Scalar, wire: u8, reader: &mut Reader<'_>, name: &'static str) -> R
                 return Err(Error::WireType(wire, name));
             }
             let number = f64::from_bits(reader.fixed64()?);
-            Value::Number(
-                Number::from_f64(number)
-                    .ok_or_else(|| Error::Value(format!("json: unsupported value: {number}")))?,
-            )
+            double(number).ok_or_else(|| Error::Value(format!("json: unsupported value: {number}")))?
         }
         Scalar::Bytes => Value::String(STANDARD.encode(delimited(wire, reader, name)?)),
         Scalar::Time => match timestamp(&zero_if_empty(small(wire, reader, name)?))? {

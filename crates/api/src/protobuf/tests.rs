@@ -23,7 +23,7 @@ impl Random {
             Scalar::Bool => Value::from(self.next(2) == 1),
             Scalar::Int32 => Value::from([0, 1, -1, 80, i32::MAX, i32::MIN][self.next(6) as usize]),
             Scalar::Int64 => Value::from([0, 1, -1, 300, i64::MAX, i64::MIN][self.next(6) as usize]),
-            Scalar::Double => Value::from([0.5, -1.25, 1e9][self.next(3) as usize]),
+            Scalar::Double => [json!(0.5), json!(-1.25), json!(1_000_000_000)][self.next(3) as usize].clone(),
             Scalar::Bytes => Value::from(["", "aGk=", "AAEC"][self.next(3) as usize]),
             Scalar::Time => Value::from("2021-02-14T15:04:05Z"),
             Scalar::MicroTime => Value::from("2021-02-14T15:04:05.000120Z"),

@@ -1,13 +1,18 @@
 //! Which resources there are: built-in kinds and custom ones behind one interface, [`Resource`].
 
+mod request;
 mod resource;
+mod show;
+mod strategy;
+mod versions;
 
 use std::sync::{Arc, OnceLock};
 
 use pilothouse_apimachinery::version::{NEWEST, Release};
 use serde_json::Value;
 
-pub use resource::{Resource, Subresource, partial_metadata};
+pub use resource::{Resource, Subresource};
+pub use show::partial_metadata;
 
 use crate::kinds;
 
@@ -66,7 +71,10 @@ impl Scheme {
     /// The hub version of a resource.
     pub fn hub_of(&self, resource: &Resource) -> Option<Arc<Resource>> {
         let (group, version) = resource.hub_version();
-        self.find(group, version, &resource.plural).cloned()
+        // A custom resource's storage version need not be served: any other will do then.
+        self.find(group, version, &resource.plural)
+            .or_else(|| self.find(&resource.group, &resource.version, &resource.plural))
+            .cloned()
     }
 
     /// The resource of a kind, if it is served. Of several (no kind has that today), the one without a slash.
@@ -96,7 +104,8 @@ impl Scheme {
 
     /// Whether a resource is served in any version.
     fn is_served(&self, hub: &Resource) -> bool {
-        hub.served || self.resources().any(|r| r.plural == hub.plural && r.hub_version() == hub.path_version())
+        hub.served
+            || self.resources().any(|r| r.plural == hub.plural && r.hub_version() == hub.path_version())
     }
 
     /// The scheme with the resources of a CustomResourceDefinition (in version v1), in place of those it had before.

@@ -1,0 +1,163 @@
+//! Objects on their way between request, hub and store: conversion, defaults, canonical form.
+
+use std::sync::Arc;
+
+use serde_json::Value;
+
+use super::Resource;
+use super::resource::{Body, Known};
+use crate::convert::{self, api_version, parse_api_version, set_api_version};
+use crate::decode::{self, request};
+use crate::kinds::{Context, Kind};
+use crate::normalize::canonicalize;
+use crate::{defaults, protobuf};
+
+impl Resource {
+    /// Brings an object of a request (in this version) into the hub version, with all defaults set.
+    pub fn to_hub(&self, object: &mut Value, context: &Context) {
+        match &self.body {
+            Body::BuiltIn { kind, version, schema, .. } => {
+                if let Some(schema) = schema {
+                    defaults::apply(*schema, object);
+                }
+                convert::to_hub(kind, version, object);
+                (kind.default)(object, context);
+            }
+            Body::Custom { version, storage, .. } => {
+                version.normalize(object);
+                set_api_version(object, &api_version(&self.group, storage));
+            }
+        }
+    }
+
+    /// Brings an object from the hub version into this one, in canonical form.
+    pub fn from_hub(&self, object: &mut Value) {
+        match &self.body {
+            Body::BuiltIn { version, .. } => {
+                convert::from_hub(version, object);
+                self.canonicalize(object);
+            }
+            Body::Custom { .. } => set_api_version(object, &self.api_version),
+        }
+    }
+
+    /// Whether objects in this version differ from those in the hub version at most in `apiVersion`.
+    pub fn same_as_hub(&self) -> bool {
+        match &self.body {
+            Body::BuiltIn { version, .. } => version.from_hub.is_none(),
+            Body::Custom { .. } => true,
+        }
+    }
+
+    /// Sets the defaults of an object in the hub version again: after admission has changed it.
+    pub fn default_hub(&self, object: &mut Value, context: &Context) {
+        match &self.body {
+            Body::BuiltIn { kind, schema, .. } => {
+                if let Some(schema) = schema {
+                    defaults::apply(*schema, object);
+                }
+                (kind.default)(object, context);
+            }
+            Body::Custom { version, .. } => version.normalize(object),
+        }
+    }
+
+    /// Canonical form of an object in this version: what is empty goes, what is always there comes.
+    pub fn canonicalize(&self, object: &mut Value) {
+        if let Some(schema) = self.schema() {
+            canonicalize(schema, object);
+        } else if let (Some(schema), Some(metadata)) =
+            (self.metadata_schema(), object.get_mut("metadata").filter(|m| m.is_object()))
+        {
+            canonicalize(schema, metadata);
+        }
+    }
+
+    /// The version in which objects of a built-in kind are stored.
+    fn storage(&self) -> Option<Known> {
+        match &self.body {
+            Body::BuiltIn { storage, .. } => Some(*storage),
+            Body::Custom { .. } => None,
+        }
+    }
+
+    /// Group and version in which objects are stored.
+    pub fn storage_version(&self) -> (String, String) {
+        match (&self.body, self.storage()) {
+            (_, Some((version, _))) => (version.group.into(), version.version.into()),
+            (Body::Custom { storage, .. }, _) => (self.group.to_string(), storage.to_string()),
+            _ => (self.group.to_string(), self.version.to_string()),
+        }
+    }
+
+    /// Kind and `apiVersion` of stored objects, where those differ from the hub version in nothing else.
+    pub fn stored_as(&self) -> Option<(Arc<str>, Arc<str>)> {
+        let (group, version) = self.storage_version();
+        let plain = self.storage().is_none_or(|(v, _)| v.from_hub.is_none() && v.to_hub.is_none());
+        plain.then(|| (self.kind.clone(), api_version(&group, &version).into()))
+    }
+
+    /// An object in the hub version as it is stored: in the storage version, in canonical form.
+    pub fn to_stored(&self, mut object: Value) -> Value {
+        match (&self.body, self.storage()) {
+            (Body::BuiltIn { .. }, Some((version, schema))) => {
+                convert::from_hub(version, &mut object);
+                if let Some(schema) = schema {
+                    canonicalize(schema, &mut object);
+                }
+            }
+            _ => {
+                let (group, version) = self.storage_version();
+                set_api_version(&mut object, &api_version(&group, &version));
+                self.canonicalize(&mut object);
+            }
+        }
+        object
+    }
+
+    /// Reads a stored object, JSON in any version or protobuf, into the hub version with defaults.
+    pub fn decode_stored(&self, bytes: &[u8]) -> std::result::Result<Value, String> {
+        match &self.body {
+            Body::BuiltIn { kind, versions, .. } => self.decode_stored_kind(kind, versions, bytes),
+            Body::Custom { version, storage, .. } => {
+                let mut object: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
+                version.normalize(&mut object);
+                set_api_version(&mut object, &api_version(&self.group, storage));
+                Ok(object)
+            }
+        }
+    }
+
+    fn decode_stored_kind(
+        &self,
+        kind: &'static Kind,
+        versions: &[Known],
+        bytes: &[u8],
+    ) -> std::result::Result<Value, String> {
+        let envelope = protobuf::has_prefix(bytes)
+            .then(|| protobuf::open(bytes))
+            .transpose()
+            .map_err(|e| e.to_string())?;
+        let found = match &envelope {
+            Some(e) => e.api_version.clone(),
+            None => request::type_meta(bytes)?.0,
+        };
+        let (group, name) =
+            parse_api_version(&found).ok_or_else(|| format!("malformed apiVersion {found:?}"))?;
+        let known = versions.iter().find(|(v, _)| v.group == group && v.version == name);
+        let Some((version, Some(schema))) = known.copied() else {
+            return Err(format!("no kind {:?} is registered for version {found:?}", kind.kind));
+        };
+        let mut object = match &envelope {
+            Some(e) => protobuf::decode(schema, e).map_err(|e| e.to_string())?,
+            None => decode::from_slice(schema, bytes)?.object,
+        };
+        if let Some(map) = object.as_object_mut() {
+            map.insert("kind".into(), Value::from(kind.kind));
+        }
+        defaults::apply(schema, &mut object);
+        convert::to_hub(kind, version, &mut object);
+        (kind.default)(&mut object, &self.context("", true));
+        Ok(object)
+    }
+}
