@@ -1,1 +1,17 @@
-//! Being written: crd.
+//! CustomResourceDefinitions: the resources they define, and the schemas, defaults and columns of those.
+
+pub mod custom;
+pub mod formats;
+pub mod jsonpath;
+pub mod lists;
+pub mod naming;
+pub mod objects;
+pub mod prune;
+pub mod schema;
+pub mod structural;
+pub mod validate;
+
+pub use custom::{CustomVersion, Printer, ScalePaths, resources};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,459 @@
+//! Values seen through their schema: validation, field sets, comparison, merging and removal, with the semantics of
+//! structured-merge-diff.
+
+use std::collections::BTreeSet;
+
+use serde_json::{Map, Value};
+
+use super::path::{Path, PathElement, equal};
+use super::set::Set;
+use super::show;
+use super::types::{Atom, ListType, Scalar, Type};
+
+/// What differs between two objects. No path is in two of the sets.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Comparison {
+    /// Paths that only the old object has.
+    pub removed: Set,
+    /// Paths that both have with other values.
+    pub modified: Set,
+    /// Paths that only the new object has.
+    pub added: Set,
+}
+
+impl Comparison {
+    /// Whether the objects are the same.
+    pub fn is_same(&self) -> bool {
+        self.removed.is_empty() && self.modified.is_empty() && self.added.is_empty()
+    }
+}
+
+/// Faults found while looking at a value: path and text.
+type Faults = Vec<(String, String)>;
+
+/// The faults as one text: `path: text`, or a list under `errors:`.
+fn joined(faults: &Faults) -> String {
+    let one = |(path, text): &(String, String)| {
+        if path.is_empty() { text.clone() } else { format!("{path}: {text}") }
+    };
+    match faults.as_slice() {
+        [fault] => one(fault),
+        many => std::iter::once("errors:".to_string())
+            .chain(many.iter().map(|f| format!("  {}", one(f))))
+            .collect::<Vec<_>>()
+            .join("\n"),
+    }
+}
+
+/// The element of a path that names a list's item.
+fn item_element(type_: Type<'_>, list: ListType, index: usize, item: &Value) -> Result<PathElement, String> {
+    match list {
+        ListType::Atomic => Ok(PathElement::Index(index)),
+        ListType::Set => match item {
+            Value::Object(_) => Err("associative list without keys has an element that's a map type".into()),
+            Value::Array(_) => Err("not supported: associative list with lists as elements".into()),
+            Value::Null => Err("associative list without keys has an element that's an explicit null".into()),
+            value => Ok(PathElement::Value(value.clone())),
+        },
+        ListType::Map => match item {
+            Value::Null => Err("associative list with keys may not have a null element".into()),
+            Value::Object(map) => {
+                let mut keys = Vec::new();
+                for name in type_.keys() {
+                    let value = map.get(name).cloned().or_else(|| type_.key_default(name)).ok_or_else(|| {
+                        format!(
+                            "associative list with keys has an element that omits key field {name:?} (and doesn't have default value)"
+                        )
+                    })?;
+                    keys.push((name.to_string(), value));
+                }
+                Ok(PathElement::key(keys))
+            }
+            _ => Err("associative list with keys may not have non-map elements".into()),
+        },
+    }
+}
+
+/// Checks that a value fits its schema. The text of the error is structured-merge-diff's.
+pub fn validate(type_: Type<'_>, value: &Value) -> Result<(), String> {
+    let mut faults = Vec::new();
+    check(type_, value, &mut String::new(), &mut faults);
+    if faults.is_empty() { Ok(()) } else { Err(joined(&faults)) }
+}
+
+fn check(type_: Type<'_>, value: &Value, path: &mut String, faults: &mut Faults) {
+    let mut fault = |path: &str, text: String| faults.push((path.to_string(), text));
+    if value.is_null() {
+        return;
+    }
+    match type_.atom(Some(value)) {
+        Atom::Scalar(scalar) => match (scalar, value) {
+            (Scalar::Numeric, v) if !v.is_number() => {
+                fault(path, "expected numeric (int or float), got *value.valueUnstructured".into());
+            }
+            (Scalar::String, v) if !v.is_string() => {
+                fault(
+                    path,
+                    format!("expected string, got &value.valueUnstructured{{Value:{}}}", show::sharp(v)),
+                );
+            }
+            (Scalar::Boolean, v) if !v.is_boolean() => {
+                fault(path, format!("expected boolean, got &{{{}}}", show::plain(v)));
+            }
+            _ => {}
+        },
+        Atom::List(list) => {
+            let Value::Array(items) = value else {
+                return fault(path, format!("expected list, got &{{{}}}", show::plain(value)));
+            };
+            let mut seen = BTreeSet::new();
+            for (i, item) in items.iter().enumerate() {
+                let element = match item_element(type_, list, i, item) {
+                    Ok(element) => element,
+                    Err(text) => return faults.push((path.clone(), format!("element {i}: {text}"))),
+                };
+                if !seen.insert(element.clone()) {
+                    faults.push((path.clone(), format!("duplicate entries for key {element}")));
+                }
+                below(type_.element(), item, &element, path, faults);
+            }
+        }
+        Atom::Map { open, .. } => {
+            let Value::Object(map) = value else {
+                return fault(path, format!("expected map, got &{{{}}}", show::plain(value)));
+            };
+            for (key, item) in map {
+                let element = PathElement::Field(key.clone());
+                match type_.field(key) {
+                    Some(field) => below(field, item, &element, path, faults),
+                    None if open => below(type_.element(), item, &element, path, faults),
+                    None => {
+                        faults.push((format!("{path}{element}"), "field not declared in schema".into()));
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+fn below(type_: Type<'_>, value: &Value, element: &PathElement, path: &mut String, faults: &mut Faults) {
+    let length = path.len();
+    path.push_str(&element.to_string());
+    check(type_, value, path, faults);
+    path.truncate(length);
+}
+
+/// The paths that an object has: those which an apply of it owns. `empty` says whether empty structs and nulls of named
+/// fields are owned; in v1.20 they are not.
+pub fn field_set(type_: Type<'_>, value: &Value, empty: bool) -> Set {
+    let mut set = Set::default();
+    collect(type_, value, empty, &mut Vec::new(), &mut set);
+    set
+}
+
+fn collect(type_: Type<'_>, value: &Value, empty: bool, path: &mut Path, set: &mut Set) {
+    match (type_.atom(Some(value)), value) {
+        (Atom::Scalar(_) | Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. }, _) => {
+            set.insert(path)
+        }
+        (Atom::List(list), Value::Array(items)) => {
+            for (i, item) in items.iter().enumerate() {
+                if let Ok(element) = item_element(type_, list, i, item) {
+                    path.push(element);
+                    collect(type_.element(), item, empty, path, set);
+                    set.insert(path);
+                    path.pop();
+                }
+            }
+        }
+        (Atom::Map { .. }, Value::Object(map)) => {
+            for (key, item) in map {
+                let field = type_.field(key);
+                path.push(PathElement::Field(key.clone()));
+                collect(field.unwrap_or_else(|| type_.element()), item, empty, path, set);
+                let nothing = item.is_null() || item.as_object().is_some_and(Map::is_empty);
+                if (empty && nothing) || field.is_none() {
+                    set.insert(path);
+                }
+                path.pop();
+            }
+        }
+        _ => {}
+    }
+}
+
+/// What has changed from `old` to `new`, which must both fit the schema.
+pub fn compare(type_: Type<'_>, old: &Value, new: &Value) -> Comparison {
+    let mut out = Comparison::default();
+    differ(type_, Some(old), Some(new), &mut Vec::new(), &mut out);
+    out
+}
+
+fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>, path: &mut Path, out: &mut Comparison) {
+    let leaf = match (type_.atom(old), type_.atom(new)) {
+        (atom, _) if new.is_none() => differ_as(atom, type_, old, new, path, out),
+        (_, atom) if old.is_none() => differ_as(atom, type_, old, new, path, out),
+        (a, b) if a == b => differ_as(b, type_, old, new, path, out),
+        // The two are of different kinds (possible where the schema says nothing): both ways of looking at them count.
+        (a, b) => {
+            differ_as(a, type_, old, new, path, out);
+            differ_as(b, type_, old, new, path, out)
+        }
+    };
+    if !leaf {
+        match (old, new) {
+            (None, _) => out.added.insert(path),
+            (_, None) => out.removed.insert(path),
+            _ => {}
+        }
+    }
+}
+
+fn leaf(old: Option<&Value>, new: Option<&Value>, path: &Path, out: &mut Comparison) -> bool {
+    match (old, new) {
+        (None, None) => {}
+        (None, Some(_)) => out.added.insert(path),
+        (Some(_), None) => out.removed.insert(path),
+        (Some(a), Some(b)) => {
+            if !equal(a, b) {
+                out.modified.insert(path);
+            }
+        }
+    }
+    true
+}
+
+fn items(value: Option<&Value>) -> &[Value] {
+    value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
+}
+
+fn entries(value: Option<&Value>) -> Option<&Map<String, Value>> {
+    value.and_then(Value::as_object).filter(|m| !m.is_empty())
+}
+
+/// Compares as one kind of thing; says whether it was a leaf.
+fn differ_as(
+    atom: Atom,
+    type_: Type<'_>,
+    old: Option<&Value>,
+    new: Option<&Value>,
+    path: &mut Path,
+    out: &mut Comparison,
+) -> bool {
+    match atom {
+        Atom::Scalar(_) | Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. } => {
+            leaf(old, new, path, out)
+        }
+        Atom::List(list) => {
+            let (old_items, new_items) = (items(old), items(new));
+            if old_items.is_empty() && new_items.is_empty() {
+                return leaf(old, new, path, out);
+            }
+            let named = |items: &[Value]| -> Vec<(PathElement, usize)> {
+                items
+                    .iter()
+                    .enumerate()
+                    .filter_map(|(i, item)| Some((item_element(type_, list, i, item).ok()?, i)))
+                    .collect()
+            };
+            let new_names = named(new_items);
+            let new_index: std::collections::BTreeMap<_, _> = new_names.iter().cloned().collect();
+            let mut seen = BTreeSet::new();
+            for (element, i) in named(old_items) {
+                if seen.insert(element.clone()) {
+                    let other = new_index.get(&element).map(|j| &new_items[*j]);
+                    path.push(element);
+                    differ(type_.element(), Some(&old_items[i]), other, path, out);
+                    path.pop();
+                }
+            }
+            for (element, i) in new_names {
+                if !seen.contains(&element) {
+                    path.push(element);
+                    differ(type_.element(), None, Some(&new_items[i]), path, out);
+                    path.pop();
+                }
+            }
+            false
+        }
+        Atom::Map { .. } => {
+            let (old_map, new_map) = (entries(old), entries(new));
+            if old_map.is_none() && new_map.is_none() {
+                return leaf(old, new, path, out);
+            }
+            let keys: BTreeSet<&String> = old_map.into_iter().chain(new_map).flat_map(Map::keys).collect();
+            for key in keys {
+                let field = type_.field(key).unwrap_or_else(|| type_.element());
+                path.push(PathElement::Field(key.clone()));
+                differ(field, old_map.and_then(|m| m.get(key)), new_map.and_then(|m| m.get(key)), path, out);
+                path.pop();
+            }
+            false
+        }
+    }
+}
+
+/// The live object with an applied configuration laid over it.
+pub fn merge(type_: Type<'_>, live: &Value, config: &Value) -> Value {
+    overlay(type_, Some(live), Some(config)).unwrap_or(Value::Null)
+}
+
+fn overlay(type_: Type<'_>, live: Option<&Value>, config: Option<&Value>) -> Option<Value> {
+    let Some(new) = config else { return live.cloned() };
+    let Some(old) = live else { return Some(new.clone()) };
+    match type_.atom(Some(new)) {
+        // A null in the configuration leaves what is in a map or list: only its absence is said.
+        Atom::Map { atomic: false, .. } if new.is_null() && entries(live).is_some() => Some(old.clone()),
+        Atom::Map { atomic: false, .. } => {
+            let (Some(old), Some(new)) = (old.as_object(), new.as_object()) else { return Some(new.clone()) };
+            let mut out = old.clone();
+            for (key, item) in new {
+                let field = type_.field(key).unwrap_or_else(|| type_.element());
+                if let Some(value) = overlay(field, old.get(key), Some(item)) {
+                    out.insert(key.clone(), value);
+                }
+            }
+            Some(Value::Object(out))
+        }
+        Atom::List(list @ (ListType::Set | ListType::Map)) => {
+            let (old_items, new_items) = (items(live), items(config));
+            if old_items.is_empty() {
+                return Some(new.clone());
+            }
+            let mut rest: Vec<(Option<PathElement>, &Value)> = new_items
+                .iter()
+                .enumerate()
+                .map(|(i, item)| (item_element(type_, list, i, item).ok(), item))
+                .collect();
+            let mut out = Vec::with_capacity(old_items.len() + rest.len());
+            for (i, item) in old_items.iter().enumerate() {
+                let element = item_element(type_, list, i, item).ok();
+                let found = rest.iter().position(|(e, _)| e.is_some() && *e == element);
+                let merged = match found {
+                    Some(at) => overlay(type_.element(), Some(item), Some(rest.remove(at).1)),
+                    None => Some(item.clone()),
+                };
+                out.extend(merged);
+            }
+            out.extend(rest.into_iter().map(|(_, item)| item.clone()));
+            Some(Value::Array(out))
+        }
+        _ => Some(new.clone()),
+    }
+}
+
+/// The object without the paths given.
+pub fn remove(type_: Type<'_>, value: &Value, paths: &Set) -> Value {
+    match (type_.atom(Some(value)), value) {
+        (Atom::List(list @ (ListType::Set | ListType::Map)), Value::Array(items)) if !items.is_empty() => {
+            let kept: Vec<Value> = items
+                .iter()
+                .enumerate()
+                .filter_map(|(i, item)| {
+                    let Ok(element) = item_element(type_, list, i, item) else { return Some(item.clone()) };
+                    if paths.has_member(&element) {
+                        return None;
+                    }
+                    Some(match paths.child(&element) {
+                        Some(subset) => remove(type_.element(), item, subset),
+                        None => item.clone(),
+                    })
+                })
+                .collect();
+            if kept.is_empty() { Value::Null } else { Value::Array(kept) }
+        }
+        (Atom::Map { atomic: false, .. }, Value::Object(map)) if !map.is_empty() => {
+            let mut kept = Map::new();
+            for (key, item) in map {
+                let element = PathElement::Field(key.clone());
+                if paths.has_member(&element) {
+                    continue;
+                }
+                let field = type_.field(key).unwrap_or_else(|| type_.element());
+                let item = match paths.child(&element) {
+                    Some(subset) => remove(field, item, subset),
+                    None => item.clone(),
+                };
+                kept.insert(key.clone(), item);
+            }
+            if kept.is_empty() { Value::Null } else { Value::Object(kept) }
+        }
+        _ => value.clone(),
+    }
+}
+
+/// A field set brought up to date with a schema that has changed since it was written: what has become atomic is owned
+/// as a whole, what has become granular is owned by its parts.
+pub fn reconcile(type_: Type<'_>, set: &Set, live: &Value) -> Set {
+    if type_.is_deduced() {
+        return set.clone();
+    }
+    let (mut remove, mut add) = (Set::default(), Set::default());
+    adapt(type_, Some(set), false, Some(live), &mut Vec::new(), &mut remove, &mut add);
+    if remove.is_empty() && add.is_empty() {
+        return set.clone();
+    }
+    set.recursive_difference(&remove).union(&remove_members_only(set, &remove)).union(&add)
+}
+
+/// The members that [`Set::recursive_difference`] takes away with what is below them and that stay owned.
+fn remove_members_only(set: &Set, removed: &Set) -> Set {
+    set.intersection(removed)
+}
+
+fn adapt(
+    type_: Type<'_>,
+    set: Option<&Set>,
+    whole: bool,
+    live: Option<&Value>,
+    path: &mut Path,
+    remove: &mut Set,
+    add: &mut Set,
+) {
+    match type_.atom(live) {
+        Atom::Scalar(_) => {}
+        Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. } => {
+            if !whole && set.is_some_and(|s| !s.is_empty()) {
+                remove.insert(path);
+                add.insert(path);
+            }
+        }
+        Atom::List(_) | Atom::Map { .. } => {
+            if whole && let Some(value) = live.filter(|v| v.is_array() || v.is_object()) {
+                let mut granular = Set::default();
+                collect(type_, value, false, path, &mut granular);
+                *add = add.union(&granular);
+            }
+            let Some(set) = set else { return };
+            let elements: BTreeSet<&PathElement> =
+                set.members().chain(set.children().map(|(e, _)| e)).collect();
+            for element in elements {
+                let below = match element {
+                    PathElement::Field(name) => match type_.field(name) {
+                        Some(field) => field,
+                        None if matches!(type_.atom(live), Atom::Map { open: true, .. }) => type_.element(),
+                        None => continue,
+                    },
+                    _ => type_.element(),
+                };
+                let child = set.child(element);
+                let value = live.and_then(|live| match element {
+                    PathElement::Field(name) => live.get(name),
+                    _ => find_item(type_, live, element),
+                });
+                path.push(element.clone());
+                adapt(below, child, set.has_member(element) && child.is_none(), value, path, remove, add);
+                path.pop();
+            }
+        }
+    }
+}
+
+fn find_item<'v>(type_: Type<'_>, live: &'v Value, element: &PathElement) -> Option<&'v Value> {
+    let Atom::List(list) = type_.atom(Some(live)) else { return None };
+    items(Some(live))
+        .iter()
+        .enumerate()
+        .find_map(|(i, item)| item_element(type_, list, i, item).ok().filter(|e| e == element).map(|_| item))
+}
