@@ -10,6 +10,7 @@ pub mod decode;
 pub mod defaults;
 pub mod discovery;
 pub mod fields;
+pub mod go_print;
 pub mod kinds;
 pub mod meta;
 pub mod normalize;

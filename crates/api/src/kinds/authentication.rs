@@ -1,6 +1,36 @@
-//! Kinds of the family `authentication`.
+//! Reviews of `authentication.k8s.io`: who is this? Only ever posted, never stored.
 
-use super::Kind;
+use pilothouse_apimachinery::json::set_default;
+use serde_json::json;
+
+use super::{Kind, Version};
+
+const GROUP: &str = "authentication.k8s.io";
 
 /// The kinds of this family.
-pub static KINDS: &[&Kind] = &[];
+pub static KINDS: &[&Kind] = &[&TOKEN_REVIEW, &SELF_SUBJECT_REVIEW];
+
+/// `TokenReview`.
+pub static TOKEN_REVIEW: Kind = Kind {
+    namespaced: false,
+    verbs: &["create"],
+    default: |review, _| set_default(review, &["status"], json!({})),
+    ..Kind::new(
+        "TokenReview",
+        "tokenreviews",
+        "tokenreview",
+        &[Version::always(GROUP, "v1"), Version::always(GROUP, "v1beta1")],
+    )
+};
+
+/// `SelfSubjectReview`.
+pub static SELF_SUBJECT_REVIEW: Kind = Kind {
+    namespaced: false,
+    verbs: &["create"],
+    ..Kind::new(
+        "SelfSubjectReview",
+        "selfsubjectreviews",
+        "selfsubjectreview",
+        &[Version::newer(GROUP, "v1"), Version::newer(GROUP, "v1beta1")],
+    )
+};

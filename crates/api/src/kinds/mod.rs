@@ -30,6 +30,7 @@ pub mod pod;
 mod podtemplate;
 pub mod policy;
 pub mod rbac;
+pub mod resource;
 mod replicationcontroller;
 pub mod scale;
 pub mod scheduling;
@@ -289,6 +290,7 @@ static FAMILIES: &[&[&Kind]] = &[
     node::KINDS,
     networking::KINDS,
     rbac::KINDS,
+    resource::KINDS,
     admissionregistration::KINDS,
     apiextensions::KINDS,
     apiregistration::KINDS,

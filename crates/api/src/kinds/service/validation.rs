@@ -1,0 +1,634 @@
+//! What a service must be like.
+
+use std::collections::BTreeSet;
+
+use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{get, get_i64, has, i64_at, list_at, str_at};
+use pilothouse_apimachinery::names;
+use serde_json::Value;
+
+use super::allocation::{has_external_policy, needs_health_check_port};
+use super::{HEADLESS, is_headless, type_of};
+use crate::go_print;
+use crate::kinds::Context;
+use crate::kinds::checks::{invalid_each, strings};
+use crate::kinds::core::endpoints::{PROTOCOLS, non_special_ip};
+
+const SOURCE_RANGES: &str = "service.beta.kubernetes.io/load-balancer-source-ranges";
+const KUBELET_PORT: i64 = 10250;
+const NOT_FOR_NAMES: &str = "may not be set for ExternalName services";
+
+/// Faults of a new service.
+pub(super) fn validate(service: &Value, context: &Context) -> ErrorList {
+    let errs = faults(service, context);
+    if errs.is_empty() { traffic_fields_together(service) } else { errs }
+}
+
+/// Faults of an update.
+pub(super) fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
+    if context.subresource == "status" {
+        return load_balancer_status(
+            get(new, &["status", "loadBalancer"]),
+            &Path::new("status.loadBalancer"),
+        );
+    }
+    let mut errs = addresses_change(new, old);
+    errs.extend(families_change(new, old));
+    errs.extend(faults(new, context));
+    if errs.is_empty() { traffic_fields_together(new) } else { errs }
+}
+
+fn shown(service: &Value, name: &str) -> String {
+    go_print::strings(get(service, &["spec", name]))
+}
+
+fn faults(service: &Value, context: &Context) -> ErrorList {
+    let path = Path::new("spec");
+    let spec = get(service, &["spec"]);
+    let type_ = type_of(service);
+    let ports = list_at(spec, &["ports"]);
+    let mut errs = ErrorList::new();
+    if ports.is_empty() && !is_headless(service) && type_ != "ExternalName" {
+        errs.push(field::required(&path.child("ports"), ""));
+    }
+    errs.extend(type_faults(service, type_, &path));
+    let mut names_seen = BTreeSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        errs.extend(port_faults(port, ports.len() > 1, &mut names_seen, &path.child("ports").index(i)));
+    }
+    errs.extend(names::labels(get(spec, &["selector"]), &path.child("selector")));
+    errs.extend(affinity_faults(spec, &path));
+    errs.extend(address_faults(service, &path));
+    for (i, ip) in strings(spec, &["externalIPs"]).into_iter().enumerate() {
+        let at = path.child("externalIPs").index(i);
+        let messages = names::ip(ip);
+        errs.extend(if messages.is_empty() {
+            non_special_ip(ip, &at)
+        } else {
+            invalid_each(&at, ip, messages)
+        });
+    }
+    const TYPES: &[&str] = &["ClusterIP", "ExternalName", "LoadBalancer", "NodePort"];
+    if type_.is_empty() {
+        errs.push(field::required(&path.child("type"), ""));
+    } else if !TYPES.contains(&type_) {
+        errs.push(field::not_supported(&path.child("type"), type_, TYPES));
+    }
+    errs.extend(ports_together(ports, type_, &path.child("ports"), context));
+    errs.extend(source_ranges(service, &path));
+    errs.extend(traffic_values(spec, &path));
+    errs
+}
+
+fn type_faults(service: &Value, type_: &str, path: &Path) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let not_headless = |errs: &mut ErrorList| {
+        if is_headless(service) {
+            errs.push(field::invalid(
+                &path.child("clusterIPs").index(0),
+                HEADLESS,
+                &format!("may not be set to 'None' for {type_} services"),
+            ));
+        }
+    };
+    match type_ {
+        "LoadBalancer" => {
+            for (i, port) in list_at(service, &["spec", "ports"]).iter().enumerate() {
+                if get_i64(port, &["port"]) == KUBELET_PORT {
+                    errs.push(field::invalid(
+                        &path.child("ports").index(i),
+                        KUBELET_PORT,
+                        "may not expose port 10250 externally since it is used by kubelet",
+                    ));
+                }
+            }
+            not_headless(&mut errs);
+        }
+        "NodePort" => not_headless(&mut errs),
+        "ExternalName" => {
+            for name in ["clusterIPs", "ipFamilies"] {
+                if !list_at(service, &["spec", name]).is_empty() {
+                    errs.push(field::forbidden(&path.child(name), NOT_FOR_NAMES));
+                }
+            }
+            if has(service, &["spec", "ipFamilyPolicy"]) {
+                errs.push(field::forbidden(&path.child("ipFamilyPolicy"), NOT_FOR_NAMES));
+            }
+            let name = str_at(service, &["spec", "externalName"]);
+            let name = name.strip_suffix('.').unwrap_or(name);
+            let at = path.child("externalName");
+            if name.is_empty() {
+                errs.push(field::required(&at, ""));
+            } else {
+                errs.extend(invalid_each(&at, name, names::dns1123_subdomain(name)));
+            }
+        }
+        _ => {}
+    }
+    errs
+}
+
+fn port_faults<'a>(port: &'a Value, named: bool, seen: &mut BTreeSet<&'a str>, path: &Path) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let name = str_at(port, &["name"]);
+    if !name.is_empty() {
+        errs.extend(invalid_each(&path.child("name"), name, names::dns1123_label(name)));
+        if !seen.insert(name) {
+            errs.push(field::duplicate(&path.child("name"), name));
+        }
+    } else if named {
+        errs.push(field::required(&path.child("name"), ""));
+    }
+    let number = get_i64(port, &["port"]);
+    errs.extend(names::port_number(number).iter().map(|m| field::invalid(&path.child("port"), number, m)));
+    let protocol = str_at(port, &["protocol"]);
+    if protocol.is_empty() {
+        errs.push(field::required(&path.child("protocol"), ""));
+    } else if !PROTOCOLS.contains(&protocol) {
+        errs.push(field::not_supported(&path.child("protocol"), protocol, PROTOCOLS));
+    }
+    errs.extend(port_or_name(get(port, &["targetPort"]), &path.child("targetPort")));
+    if let Some(app) = get(port, &["appProtocol"]).as_str() {
+        errs.extend(invalid_each(&path.child("appProtocol"), app, names::qualified_name(app)));
+    }
+    errs
+}
+
+/// Faults of a port that is a number or a name.
+pub(in crate::kinds) fn port_or_name(port: &Value, path: &Path) -> ErrorList {
+    match port {
+        Value::String(name) => invalid_each(path, name, names::port_name(name)),
+        port => {
+            let number = port.as_i64().unwrap_or(0);
+            names::port_number(number).iter().map(|m| field::invalid(path, number, m)).collect()
+        }
+    }
+}
+
+fn affinity_faults(spec: &Value, path: &Path) -> ErrorList {
+    const AFFINITIES: &[&str] = &["ClientIP", "None"];
+    let at = path.child("sessionAffinity");
+    let affinity = str_at(spec, &["sessionAffinity"]);
+    let mut errs = ErrorList::new();
+    if affinity.is_empty() {
+        errs.push(field::required(&at, ""));
+    } else if !AFFINITIES.contains(&affinity) {
+        errs.push(field::not_supported(&at, affinity, AFFINITIES));
+    }
+    match affinity {
+        "ClientIP" => {
+            // The paths below have no `spec`, as in Kubernetes.
+            let mut at = Path::new("sessionAffinityConfig");
+            let mut config = get(spec, &["sessionAffinityConfig"]);
+            for name in ["clientIP", "timeoutSeconds"] {
+                if config.is_null() {
+                    break;
+                }
+                config = get(config, &[name]);
+                at = at.child(name);
+            }
+            if config.is_null() {
+                errs.push(field::required(&at, "when session affinity type is ClientIP"));
+            } else if let Some(seconds) = config.as_i64()
+                && !(1..=86_400).contains(&seconds)
+            {
+                errs.push(field::invalid(&at, seconds, "must be greater than 0 and less than 86400"));
+            }
+        }
+        "None" if has(spec, &["sessionAffinityConfig"]) => {
+            errs.push(field::forbidden(
+                &path.child("sessionAffinityConfig"),
+                "must not be set when session affinity is None",
+            ));
+        }
+        _ => {}
+    }
+    errs
+}
+
+fn address_faults(service: &Value, path: &Path) -> ErrorList {
+    const FAMILIES: &[&str] = &["IPv4", "IPv6"];
+    const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
+    let mut errs = ErrorList::new();
+    if type_of(service) == "ExternalName" {
+        return errs;
+    }
+    let spec = get(service, &["spec"]);
+    let at = path.child("clusterIPs");
+    let ips = strings(spec, &["clusterIPs"]);
+    match (str_at(spec, &["clusterIP"]), ips.first()) {
+        ("", Some(_)) => errs.push(field::invalid_shown(
+            &at,
+            &shown(service, "clusterIPs"),
+            "must be empty when `clusterIP` is empty",
+        )),
+        ("", None) => {}
+        (_, None) => errs.push(field::required(&at, "")),
+        (ip, Some(first)) => {
+            if ip != *first {
+                errs.push(field::invalid_shown(
+                    &at,
+                    &shown(service, "clusterIPs"),
+                    "first value must match `clusterIP`",
+                ));
+            }
+        }
+    }
+    let families = strings(spec, &["ipFamilies"]);
+    let mut seen = BTreeSet::new();
+    for (i, family) in families.iter().enumerate() {
+        let at = path.child("ipFamilies").index(i);
+        if !FAMILIES.contains(family) {
+            errs.push(field::not_supported(&at, *family, FAMILIES));
+        }
+        if !seen.insert(family) {
+            errs.push(field::duplicate(&at, *family));
+        }
+    }
+    if let Some(policy) = get(spec, &["ipFamilyPolicy"]).as_str()
+        && !POLICIES.contains(&policy)
+    {
+        errs.push(field::not_supported(&path.child("ipFamilyPolicy"), policy, POLICIES));
+    }
+    let mut malformed = false;
+    for (i, ip) in ips.iter().enumerate() {
+        if i == 0 && *ip == HEADLESS {
+            if ips.len() > 1 {
+                malformed = true;
+                let why = "'None' must be the first and only value";
+                errs.push(field::invalid_shown(&at, &shown(service, "clusterIPs"), why));
+            }
+            continue;
+        }
+        let messages = names::ip(ip);
+        malformed |= !messages.is_empty();
+        errs.extend(invalid_each(&at.index(i), ip, messages));
+    }
+    if ips.len() > 2 {
+        errs.push(field::invalid_shown(&at, &shown(service, "clusterIPs"), "may only hold up to 2 values"));
+    }
+    if malformed {
+        return errs;
+    }
+    if ips.len() > 1 && ips.iter().map(|ip| names::is_ipv6(ip)).collect::<BTreeSet<_>>().len() < 2 {
+        errs.push(field::invalid_shown(
+            &at,
+            &shown(service, "clusterIPs"),
+            "may specify no more than one IP for each IP family",
+        ));
+    }
+    if !is_headless(service) && errs.is_empty() {
+        for (i, (ip, family)) in ips.iter().zip(&families).enumerate() {
+            if names::is_ipv6(ip) != (*family == "IPv6") {
+                let why = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
+                errs.push(field::invalid(&at.index(i), *ip, &why));
+            }
+        }
+    }
+    errs
+}
+
+fn ports_together(ports: &[Value], type_: &str, path: &Path, context: &Context) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let protocol = |p| str_at(p, &["protocol"]);
+    if type_ == "LoadBalancer" {
+        let mut protocols = BTreeSet::new();
+        for (i, port) in ports.iter().enumerate() {
+            if PROTOCOLS.contains(&protocol(port)) {
+                protocols.insert(protocol(port));
+            } else {
+                errs.push(field::invalid(
+                    &path.index(i).child("protocol"),
+                    protocol(port),
+                    "cannot create an external load balancer with non-TCP/UDP/SCTP ports",
+                ));
+            }
+        }
+        if protocols.len() > 1 && context.release == pilothouse_apimachinery::version::Release::V1_20 {
+            let list = Value::Array(ports.to_vec());
+            let why = "cannot create an external load balancer with mix protocols";
+            errs.push(field::invalid_shown(path, &go_print::list("core.ServicePort", &list, go_port), why));
+        }
+    }
+    if type_ == "ClusterIP" {
+        for (i, port) in ports.iter().enumerate() {
+            if get_i64(port, &["nodePort"]) != 0 {
+                errs.push(field::forbidden(
+                    &path.index(i).child("nodePort"),
+                    "may not be used when `type` is 'ClusterIP'",
+                ));
+            }
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let number = get_i64(port, &["nodePort"]);
+        if number != 0 && !seen.insert((protocol(port), number)) {
+            errs.push(field::duplicate(&path.index(i).child("nodePort"), number));
+        }
+    }
+    let mut seen = BTreeSet::new();
+    for (i, port) in ports.iter().enumerate() {
+        let number = get_i64(port, &["port"]);
+        if !seen.insert((protocol(port), number)) {
+            let key = serde_json::json!({"protocol": protocol(port), "port": number});
+            errs.push(field::duplicate_shown(&path.index(i), &go_port(&key)));
+        }
+    }
+    errs
+}
+
+/// A port as Go prints it.
+fn go_port(port: &Value) -> String {
+    let target = match get(port, &["targetPort"]) {
+        Value::String(s) => format!("intstr.IntOrString{{Type:1, IntVal:0, StrVal:{}}}", go_print::quoted(s)),
+        n => format!("intstr.IntOrString{{Type:0, IntVal:{}, StrVal:\"\"}}", n.as_i64().unwrap_or(0)),
+    };
+    go_print::structure(
+        "core.ServicePort",
+        &[
+            ("Name", go_print::quoted(str_at(port, &["name"]))),
+            ("Protocol", go_print::quoted(str_at(port, &["protocol"]))),
+            ("AppProtocol", "(*string)(nil)".into()),
+            ("Port", get_i64(port, &["port"]).to_string()),
+            ("TargetPort", target),
+            ("NodePort", get_i64(port, &["nodePort"]).to_string()),
+        ],
+    )
+}
+
+fn source_ranges(service: &Value, path: &Path) -> ErrorList {
+    let ranges = strings(service, &["spec", "loadBalancerSourceRanges"]);
+    let annotation = get(service, &["metadata", "annotations", SOURCE_RANGES]).as_str();
+    let (at, value, items): (Path, String, Vec<&str>) = if !ranges.is_empty() {
+        (path.child("LoadBalancerSourceRanges"), format!("[{}]", ranges.join(" ")), ranges)
+    } else if let Some(text) = annotation {
+        let items = if text.trim().is_empty() { Vec::new() } else { text.trim().split(',').collect() };
+        (Path::new("metadata.annotations").key(SOURCE_RANGES), text.into(), items)
+    } else {
+        return ErrorList::new();
+    };
+    let mut errs = ErrorList::new();
+    if type_of(service) != "LoadBalancer" {
+        errs.push(field::forbidden(&at, "may only be used when `type` is 'LoadBalancer'"));
+    }
+    if items.iter().any(|c| names::parse_cidr(c.trim()).is_none()) {
+        errs.push(field::invalid(
+            &at,
+            value,
+            "must be a list of IP ranges. For example, 10.240.0.0/24,10.250.0.0/24 ",
+        ));
+    }
+    errs
+}
+
+fn traffic_values(spec: &Value, path: &Path) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let policy = str_at(spec, &["externalTrafficPolicy"]);
+    if !["", "Cluster", "Local"].contains(&policy) {
+        errs.push(field::invalid(
+            &path.child("externalTrafficPolicy"),
+            policy,
+            "ExternalTrafficPolicy must be empty, Cluster or Local",
+        ));
+    }
+    if let Some(port) = i64_at(spec, &["healthCheckNodePort"]).filter(|p| *p < 0) {
+        errs.push(field::invalid(
+            &path.child("healthCheckNodePort"),
+            port,
+            "HealthCheckNodePort must be not less than 0",
+        ));
+    }
+    if let Some(policy) = get(spec, &["internalTrafficPolicy"]).as_str()
+        && !["Cluster", "Local"].contains(&policy)
+    {
+        errs.push(field::not_supported(&path.child("internalTrafficPolicy"), policy, &["Cluster", "Local"]));
+    }
+    errs
+}
+
+/// Checked after everything else, when all is well so far.
+fn traffic_fields_together(service: &Value) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let path = Path::new("spec");
+    let policy = str_at(service, &["spec", "externalTrafficPolicy"]);
+    if !has_external_policy(service) && !policy.is_empty() {
+        errs.push(field::invalid(
+            &path.child("externalTrafficPolicy"),
+            policy,
+            "ExternalTrafficPolicy can only be set on NodePort and LoadBalancer service",
+        ));
+    }
+    let port = get_i64(service, &["spec", "healthCheckNodePort"]);
+    if !needs_health_check_port(service) && port != 0 {
+        errs.push(field::invalid(
+            &path.child("healthCheckNodePort"),
+            port,
+            "HealthCheckNodePort can only be set on LoadBalancer service with ExternalTrafficPolicy=Local",
+        ));
+    }
+    errs
+}
+
+fn addresses_change(new: &Value, old: &Value) -> ErrorList {
+    let mut errs = ErrorList::new();
+    if [new, old].iter().any(|s| type_of(s) == "ExternalName") || (is_headless(new) && is_headless(old)) {
+        return errs;
+    }
+    let (before, after) = (strings(old, &["spec", "clusterIPs"]), strings(new, &["spec", "clusterIPs"]));
+    let path = Path::new("spec.clusterIPs");
+    let mut push = |i: usize, why: &str| {
+        errs.push(field::invalid_shown(&path.index(i), &shown(new, "clusterIPs"), why));
+    };
+    if before.len() == after.len() {
+        for (i, _) in before.iter().zip(&after).enumerate().filter(|(_, (b, a))| b != a) {
+            push(i, "may not change once set");
+        }
+        return errs;
+    }
+    if before.len() > after.len() && after.is_empty() {
+        push(0, "primary clusterIP can not be unset");
+    }
+    if !before.is_empty() && !after.is_empty() && before[0] != after[0] {
+        push(0, "may not change once set");
+    }
+    if before.len() > after.len()
+        && after.len() == 1
+        && str_at(new, &["spec", "ipFamilyPolicy"]) != "SingleStack"
+    {
+        push(0, "`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary clusterIP");
+    }
+    errs
+}
+
+fn families_change(new: &Value, old: &Value) -> ErrorList {
+    let mut errs = ErrorList::new();
+    if [new, old].iter().any(|s| type_of(s) == "ExternalName" || is_headless(s)) {
+        return errs;
+    }
+    let (before, after) = (strings(old, &["spec", "ipFamilies"]), strings(new, &["spec", "ipFamilies"]));
+    let path = Path::new("spec.ipFamilies").index(0);
+    let families = go_print::list("core.IPFamily", get(new, &["spec", "ipFamilies"]), |f| {
+        go_print::quoted(f.as_str().unwrap_or(""))
+    });
+    if before.len() == after.len() {
+        for _ in before.iter().zip(&after).filter(|(b, a)| b != a) {
+            errs.push(field::invalid_shown(&path, &families, "may not change once set"));
+        }
+        return errs;
+    }
+    let shrinks = before.len() > after.len();
+    if shrinks && list_at(new, &["spec", "clusterIPs"]).is_empty() {
+        errs.push(field::invalid_shown(&path, &families, "primary ipFamily can not be unset"));
+    }
+    if !before.is_empty() && !after.is_empty() && before[0] != after[0] {
+        errs.push(field::invalid_shown(&path, &shown(new, "clusterIPs"), "may not change once set"));
+    }
+    if shrinks && after.len() == 1 && str_at(new, &["spec", "ipFamilyPolicy"]) != "SingleStack" {
+        let why = "`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary ipFamily";
+        errs.push(field::invalid_shown(&path, &families, why));
+    }
+    errs
+}
+
+/// Faults of a load balancer's status, in services and ingresses.
+pub fn load_balancer_status(status: &Value, path: &Path) -> ErrorList {
+    let mut errs = ErrorList::new();
+    for (i, ingress) in list_at(status, &["ingress"]).iter().enumerate() {
+        let path = path.child("ingress").index(i);
+        let (ip, host) = (str_at(ingress, &["ip"]), str_at(ingress, &["hostname"]));
+        if !ip.is_empty() && names::parse_ip(ip).is_none() {
+            errs.push(field::invalid(&path.child("ip"), ip, "must be a valid IP address"));
+        }
+        if !host.is_empty() {
+            errs.extend(invalid_each(&path.child("hostname"), host, names::dns1123_subdomain(host)));
+            if names::parse_ip(host).is_some() {
+                let why = "must be a DNS name, not an IP address";
+                errs.push(field::invalid(&path.child("hostname"), host, why));
+            }
+        }
+    }
+    errs
+}
+
+#[cfg(test)]
+mod tests {
+    use pilothouse_apimachinery::version::Release;
+    use serde_json::json;
+
+    use super::*;
+
+    const CONTEXT: Context =
+        Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+
+    fn service(extra: Value) -> Value {
+        let mut s = json!({"spec": {"type": "ClusterIP", "sessionAffinity": "None",
+            "ports": [{"port": 80, "protocol": "TCP", "targetPort": 80}]}});
+        for (k, v) in extra.as_object().unwrap() {
+            s["spec"][k] = v.clone();
+        }
+        s
+    }
+
+    fn texts(s: &Value) -> Vec<String> {
+        validate(s, &CONTEXT).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ports() {
+        assert!(texts(&service(json!({}))).is_empty());
+        assert_eq!(texts(&service(json!({"ports": null}))), ["spec.ports: Required value"]);
+        assert!(
+            texts(&service(json!({"ports": null, "clusterIP": "None", "clusterIPs": ["None"]}))).is_empty()
+        );
+        let two = json!([{"name": "a", "port": 80, "protocol": "TCP", "targetPort": 80},
+                         {"name": "a", "port": 80, "protocol": "TCP", "targetPort": "Web_"}]);
+        assert_eq!(
+            texts(&service(json!({"ports": two}))),
+            [
+                "spec.ports[1].name: Duplicate value: \"a\"",
+                "spec.ports[1].targetPort: Invalid value: \"Web_\": must contain only alpha-numeric characters (a-z, 0-9), and hyphens (-)",
+                "spec.ports[1]: Duplicate value: core.ServicePort{Name:\"\", Protocol:\"TCP\", AppProtocol:(*string)(nil), Port:80, TargetPort:intstr.IntOrString{Type:0, IntVal:0, StrVal:\"\"}, NodePort:0}",
+            ]
+        );
+    }
+
+    #[test]
+    fn types() {
+        assert_eq!(
+            texts(&service(json!({"type": "NodePort", "clusterIP": "None", "clusterIPs": ["None"]}))),
+            ["spec.clusterIPs[0]: Invalid value: \"None\": may not be set to 'None' for NodePort services"]
+        );
+        assert_eq!(
+            texts(&service(json!({"type": "ExternalName", "ports": null}))),
+            ["spec.externalName: Required value"]
+        );
+        assert_eq!(
+            texts(&service(json!({"type": "Odd"}))),
+            [
+                "spec.type: Unsupported value: \"Odd\": supported values: \"ClusterIP\", \"ExternalName\", \"LoadBalancer\", \"NodePort\""
+            ]
+        );
+        assert_eq!(
+            texts(&service(json!({"externalTrafficPolicy": "Local"}))),
+            [
+                "spec.externalTrafficPolicy: Invalid value: \"Local\": ExternalTrafficPolicy can only be set on NodePort and LoadBalancer service"
+            ]
+        );
+    }
+
+    #[test]
+    fn addresses() {
+        assert_eq!(
+            texts(&service(json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.2"]}))),
+            ["spec.clusterIPs: Invalid value: []string{\"10.0.0.2\"}: first value must match `clusterIP`"]
+        );
+        assert_eq!(
+            texts(&service(json!({"clusterIP": "x", "clusterIPs": ["x"]}))),
+            [
+                "spec.clusterIPs[0]: Invalid value: \"x\": must be a valid IP address, (e.g. 10.9.8.7 or 2001:db8::ffff)"
+            ]
+        );
+        assert_eq!(texts(&service(json!({"externalIPs": ["127.0.0.1"]}))).len(), 1);
+        assert_eq!(
+            texts(&service(json!({"loadBalancerSourceRanges": ["10.0.0.0/8", "x"]}))),
+            [
+                "spec.LoadBalancerSourceRanges: Forbidden: may only be used when `type` is 'LoadBalancer'",
+                "spec.LoadBalancerSourceRanges: Invalid value: \"[10.0.0.0/8 x]\": must be a list of IP ranges. For example, 10.240.0.0/24,10.250.0.0/24 ",
+            ]
+        );
+    }
+
+    #[test]
+    fn updates() {
+        let old = service(json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.1"]}));
+        let new = service(json!({}));
+        let errs = validate_update(&new, &old, &CONTEXT);
+        assert_eq!(
+            errs[0].to_string(),
+            "spec.clusterIPs[0]: Invalid value: []string(nil): primary clusterIP can not be unset"
+        );
+        let new = service(json!({"clusterIP": "10.0.0.2", "clusterIPs": ["10.0.0.2"]}));
+        let errs = validate_update(&new, &old, &CONTEXT);
+        assert_eq!(
+            errs[0].to_string(),
+            "spec.clusterIPs[0]: Invalid value: []string{\"10.0.0.2\"}: may not change once set"
+        );
+    }
+
+    #[test]
+    fn affinity() {
+        assert_eq!(
+            texts(&service(
+                json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}})
+            )),
+            [
+                "sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400"
+            ]
+        );
+        assert_eq!(
+            texts(&service(json!({"sessionAffinity": "ClientIP"}))),
+            ["sessionAffinityConfig: Required value: when session affinity type is ClientIP"]
+        );
+    }
+}
