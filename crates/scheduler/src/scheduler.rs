@@ -344,3 +344,6 @@ fn makes_room(old: &Node, new: &Node) -> bool {
         || old.metadata.labels != new.metadata.labels
         || conditions(old) != conditions(new)
 }
+
+#[cfg(test)]
+mod tests;

@@ -1,6 +1,7 @@
 //! Durable puts per second of both stores side by side, and how fast the embedded one starts.
 //!
 //! `cargo run --release -p pilothouse-store --example store_bench [-- SECONDS [OBJECTS]]`
+#![expect(clippy::unwrap_used, reason = "a benchmark ends where something fails")]
 
 #[path = "../tests/common/etcd.rs"]
 #[expect(dead_code, reason = "tests use the rest of it")]
@@ -92,20 +93,27 @@ async fn start(dir: &Path, objects: usize) {
     drop(store);
     for (name, dir) in [("after a close", dir), ("after a kill", &killed)] {
         let before = resident();
-        let begin = Instant::now();
+        let (begin, cpu) = (Instant::now(), cpu_millis());
         let store = EmbeddedStore::open(dir).unwrap();
-        let opened = begin.elapsed();
+        let (opened, cpu) = (begin.elapsed(), cpu_millis() - cpu);
         let grown = resident().saturating_sub(before);
         let begin = Instant::now();
         let all = Range { start: "/".into(), end: "\0".into(), ..Range::default() };
         let n = store.range(all).await.unwrap().kvs.len();
         println!(
-            "open {n} objects of 2 KiB {name}: {opened:.1?}, {} MiB more resident; read them all: {:.1?}",
+            "open {n} objects of 2 KiB {name}: {opened:.1?} ({cpu} ms of CPU), {} MiB more resident; read them all: {:.1?}",
             grown >> 10,
             begin.elapsed()
         );
         store.close().await;
     }
+}
+
+/// CPU time of this process, in steps of 10 ms.
+fn cpu_millis() -> u64 {
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields: Vec<&str> = stat.rsplit_once(") ").map(|(_, f)| f.split(' ').collect()).unwrap_or_default();
+    [11, 12].iter().filter_map(|i| fields.get(*i)?.parse::<u64>().ok()).sum::<u64>() * 10
 }
 
 /// Resident memory in KiB.

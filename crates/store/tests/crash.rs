@@ -1,5 +1,6 @@
 //! The embedded store under kill -9: another process writes and says what was acknowledged, is killed at a random
 //! moment, and the store is opened again.
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};

@@ -158,7 +158,8 @@ async fn a_second_process_and_damaged_files_are_told_apart() {
     store.close().await;
     let file = dir.path().join("store.redb");
     let good = std::fs::read(&file).unwrap();
-    let damage: [(&str, Box<dyn Fn(&mut Vec<u8>)>); 3] = [
+    type Damage = Box<dyn Fn(&mut Vec<u8>)>;
+    let damage: [(&str, Damage); 3] = [
         ("no database", Box::new(|b| b[..9].copy_from_slice(b"#!/bin/sh"))),
         ("cut short", Box::new(|b| b.truncate(b.len() / 3))),
         ("zeroes", Box::new(|b| b[64..].fill(0))),

@@ -1,4 +1,5 @@
 //! One suite for both stores: whatever holds for etcd holds for the embedded store.
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 #[path = "../common/etcd.rs"]
 mod etcd;
