@@ -470,7 +470,9 @@ impl Builder {
             return name;
         }
         let other = match name {
-            "io.k8s.api.core.v1.ProbeHandler" | "io.k8s.api.core.v1.LifecycleHandler" => "io.k8s.api.core.v1.Handler",
+            "io.k8s.api.core.v1.ProbeHandler" | "io.k8s.api.core.v1.LifecycleHandler" => {
+                "io.k8s.api.core.v1.Handler"
+            }
             "io.k8s.api.core.v1.Handler" => "io.k8s.api.core.v1.LifecycleHandler",
             "v1.MatchCondition" => "io.k8s.api.admissionregistration.v1.MatchCondition",
             "io.k8s.api.admissionregistration.v1beta1.RuleWithOperations" => {
@@ -516,7 +518,6 @@ impl Builder {
         }
     }
 
-    #[expect(clippy::too_many_arguments, reason = "the three lists are one result")]
     fn collect(
         &self,
         full_name: &str,
@@ -725,7 +726,9 @@ mod tests {
             let probe = c.find("io.k8s.api.core.v1.Probe").unwrap();
             assert!(probe.field("httpGet").is_some() && matches!(probe.parts[0], (1, Part::Embedded(_))));
             let lifecycle = c.find("io.k8s.api.core.v1.Lifecycle").unwrap();
-            let Shape::Struct(id) = lifecycle.field("preStop").unwrap().shape else { panic!("preStop is a struct") };
+            let Shape::Struct(id) = lifecycle.field("preStop").unwrap().shape else {
+                panic!("preStop is a struct")
+            };
             assert!(c.get(id).field("exec").is_some());
         }
     }
@@ -739,8 +742,13 @@ mod tests {
                 let type_ = builder.raw_type(name, &raw).unwrap();
                 for f in type_.fields.iter().filter(|f| builder.serves(&f.releases)) {
                     let elements = [f.list.as_ref(), f.map.as_ref()].into_iter().flatten().map(|e| e.ref_);
-                    for target in elements.chain([f.ref_]).filter(|t| !t.is_empty() && !t.ends_with(".JSON")) {
-                        assert!(builder.by_name.contains_key(builder.target(target)), "{name}.{}: {target}", f.json);
+                    for target in elements.chain([f.ref_]).filter(|t| !t.is_empty() && !t.ends_with(".JSON"))
+                    {
+                        assert!(
+                            builder.by_name.contains_key(builder.target(target)),
+                            "{name}.{}: {target}",
+                            f.json
+                        );
                     }
                 }
             }

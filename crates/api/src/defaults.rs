@@ -33,8 +33,12 @@ impl Table {
     }
 
     fn build(catalogue: &Catalogue) -> Table {
-        let mut found: HashMap<TypeId, ()> =
-            catalogue.types().iter().filter(|t| t.fields.iter().any(states_default)).map(|t| (t.id, ())).collect();
+        let mut found: HashMap<TypeId, ()> = catalogue
+            .types()
+            .iter()
+            .filter(|t| t.fields.iter().any(states_default))
+            .map(|t| (t.id, ()))
+            .collect();
         // Until no further type is found to hold one of those found.
         loop {
             let more: Vec<TypeId> = catalogue
@@ -54,8 +58,13 @@ impl Table {
 
 /// A zero default of a field that is no pointer changes nothing.
 fn states_default(field: &Field) -> bool {
-    field.default.as_ref().is_some_and(|d| {
-        field.pointer || !matches!(d, Value::Null | Value::Bool(false)) && *d != Value::from(0) && *d != Value::from("")
+    field.default.as_ref().is_some_and(|d| match d {
+        Value::Null => false,
+        _ if field.pointer => true,
+        Value::Bool(b) => *b,
+        Value::Number(n) => n.as_f64() != Some(0.0),
+        Value::String(s) => !s.is_empty(),
+        _ => true,
     })
 }
 

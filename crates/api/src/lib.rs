@@ -8,6 +8,7 @@ pub mod convert;
 pub mod crd;
 pub mod decode;
 pub mod defaults;
+pub mod deprecation;
 pub mod discovery;
 pub mod fields;
 pub mod go_print;

@@ -104,7 +104,8 @@ mod tests {
     #[test]
     fn drops_what_is_empty() {
         let role = Schema::of(Release::V1_20, "rbac.authorization.k8s.io", "v1", "Role").unwrap();
-        let mut v = json!({"metadata": {"name": "r", "labels": {}, "finalizers": []}, "rules": [], "bogus": 1});
+        let mut v =
+            json!({"metadata": {"name": "r", "labels": {}, "finalizers": []}, "rules": [], "bogus": 1});
         canonicalize(role, &mut v);
         assert_eq!(v, json!({"metadata": {"name": "r", "creationTimestamp": null}, "rules": null}));
         let pod = Schema::of(Release::V1_20, "", "v1", "Pod").unwrap();
@@ -120,7 +121,8 @@ mod tests {
 
     #[test]
     fn is_stable() {
-        let crd = Schema::of(Release::V1_20, "apiextensions.k8s.io", "v1", "CustomResourceDefinition").unwrap();
+        let crd =
+            Schema::of(Release::V1_20, "apiextensions.k8s.io", "v1", "CustomResourceDefinition").unwrap();
         let v = json!({"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": {"items": [{"type": "string"}], "additionalProperties": false}}}]}});
         let mut once = normalize(crd, v).unwrap();
         canonicalize(crd, &mut once);

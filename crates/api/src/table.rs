@@ -65,8 +65,9 @@ pub fn table(
     with_columns: bool,
 ) -> Value {
     let columns = if with_columns { Value::Array(resource.column_definitions()) } else { Value::Null };
-    // Go writes a list that has never had an item as null.
-    let rows = if rows.is_empty() { Value::Null } else { Value::Array(rows) };
+    // Go writes a list that has never had an item as null: that of kinds without columns of their own.
+    let plain = resource.as_kind().is_some_and(|k| k.columns.iter().any(|c| c.name == "Created At"));
+    let rows = if rows.is_empty() && plain { Value::Null } else { Value::Array(rows) };
     json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{meta_version}"),

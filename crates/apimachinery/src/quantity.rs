@@ -156,12 +156,12 @@ impl Quantity {
         let scale = i64::from(exponent) - i64::from(len(p.denom));
         // Kubernetes keeps the text of what it can parse the short way, and prints everything else canonically.
         let short = match base {
-            10 => 18 - len(p.num) - len(p.denom) >= 0 && scale >= -9,
+            10 => len(p.num) + len(p.denom) <= 18 && scale >= -9,
             _ => {
                 #[expect(clippy::cast_possible_truncation, reason = "exponents are at most 60")]
                 let bits = (exponent as f32 * 3.0 / 10.0) as i32;
                 p.denom.is_empty()
-                    && 15 - len(p.num) - bits - 1 >= 0
+                    && len(p.num) + bits < 15
                     && digits.parse::<i64>().is_ok_and(|n| n.checked_mul(1 << exponent).is_some())
             }
         };
@@ -172,10 +172,8 @@ impl Quantity {
             scaled(&digits, -i64::from(len(p.denom)), u32::try_from(exponent).unwrap_or(0))
         };
         nanos = nanos.min(MAX);
-        if !short {
-            if format == Format::BinarySi && nanos < NANO && nanos > 0 {
-                format = Format::DecimalSi;
-            }
+        if !short && format == Format::BinarySi && nanos < NANO && nanos > 0 {
+            format = Format::DecimalSi;
         }
         if p.negative {
             nanos = -nanos;

@@ -237,6 +237,20 @@ pub fn decode_value(expected: &Expected<'_>, schema: Schema, value: Value) -> Re
     }
 }
 
+/// Decodes a body of a kind that is not the resource's own: of an eviction, a scale, a review.
+pub fn decode_kind(
+    release: Release,
+    group: &str,
+    version: &str,
+    kind: &str,
+    body: &[u8],
+    media: Media,
+) -> Result<Decoded> {
+    let schema = Schema::of(release, group, version, kind)
+        .ok_or_else(|| Status::internal(format!("no type {kind} in {}", api_version(group, version))))?;
+    decode(&Expected::new(release, group, version, kind), schema, body, media)
+}
+
 /// Decodes `DeleteOptions` and other types of `meta/v1`, which every group's version has. The answer has no `kind`
 /// and `apiVersion`.
 pub fn decode_meta(release: Release, kind: &str, body: &[u8], media: Media) -> Result<Value> {

@@ -52,7 +52,7 @@ pub static API_SERVICE: Kind = Kind {
         "APIService",
         "apiservices",
         "apiservice",
-        &[Version::always(GROUP, "v1"), Version::always(GROUP, "v1beta1")],
+        &[Version::always(GROUP, "v1"), Version::older(GROUP, "v1beta1")],
     )
 };
 

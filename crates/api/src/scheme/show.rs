@@ -29,6 +29,16 @@ impl Resource {
         out
     }
 
+    /// The warning that clients of this version get, where it is deprecated.
+    pub fn deprecation_warning(&self) -> Option<String> {
+        match &self.body {
+            Body::BuiltIn { .. } => {
+                crate::deprecation::warning(self.release, &self.group, &self.version, &self.kind)
+            }
+            Body::Custom { version, .. } => version.deprecation_warning.clone(),
+        }
+    }
+
     /// `columnDefinitions` of tables.
     pub fn column_definitions(&self) -> Vec<Value> {
         match &self.body {

@@ -82,9 +82,12 @@ impl Resource {
         errs
     }
 
-    /// Faults of an update in the hub version, metadata included.
+    /// Faults of an update in the hub version, metadata included. Those of metadata are reported twice, as v1.20 does:
+    /// by what all resources have in common, and by the kind.
     pub fn validate_update(&self, new: &Value, old: &Value, context: &Context) -> ErrorList {
-        let mut errs = meta::validate_update(new, old, self.standard_finalizers());
+        let mut errs = meta::validate(new, self.namespaced, false, names::path_segment_name);
+        errs.extend(meta::validate_update(new, old, false));
+        errs.extend(meta::validate_update(new, old, self.standard_finalizers()));
         errs.extend(match &self.body {
             Body::BuiltIn { kind, .. } => (kind.validate_update)(new, old, context),
             Body::Custom { version, .. } if context.subresource == "status" => {
@@ -95,14 +98,10 @@ impl Resource {
         errs
     }
 
-    /// The group that errors of validation name: that of the first package that knows the internal type.
+    /// The group that errors of validation name.
     pub fn error_group(&self) -> &str {
         match self.as_kind() {
-            Some(kind) => {
-                let group = kind.group();
-                let in_extensions = kind.versions.iter().any(|v| v.group == "extensions");
-                if in_extensions && group > "extensions" { "extensions" } else { group }
-            }
+            Some(kind) => kind.invalid_group.unwrap_or(kind.group()),
             None => &self.group,
         }
     }

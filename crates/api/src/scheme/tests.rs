@@ -123,3 +123,50 @@ fn tables() {
     assert_eq!(t["columnDefinitions"][1]["name"], "Created At");
     assert_eq!(table(&r, json!({}), vec![], "v1beta1", true)["rows"], Value::Null);
 }
+
+#[test]
+fn every_version_that_is_served_has_a_type() {
+    for release in [Release::V1_20, pilothouse_apimachinery::version::NEWEST] {
+        for kind in crate::kinds::all() {
+            for v in kind.versions {
+                let served = if release == Release::V1_20 { v.in_1_20 } else { v.in_newest };
+                let known = crate::schema::Schema::of(release, v.group, v.version, kind.kind).is_some();
+                assert!(known || !served, "{}/{} {} in {release:?}", v.group, v.version, kind.kind);
+            }
+        }
+    }
+}
+
+#[test]
+fn no_kind_fails_on_an_empty_object() {
+    for release in [Release::V1_20, pilothouse_apimachinery::version::NEWEST] {
+        let scheme = Scheme::new(release);
+        for r in scheme.resources() {
+            let context = r.context("", false);
+            let mut object = r.decode(b"{}", Media::Json).unwrap().object;
+            r.to_hub(&mut object, &context);
+            let old = object.clone();
+            let _ = r.validate(&object, &context);
+            r.prepare_create(&mut object, &context);
+            r.prepare_update(&mut object, &old, &context);
+            let _ = r.validate_update(&object, &old, &context);
+            let cells = r.cells(&object, &crate::kinds::RowContext { now: 0 });
+            assert_eq!(cells.len(), r.column_definitions().len(), "{}", r.kind);
+            let _ = r.selectable(&object);
+            for subresource in r.as_kind().unwrap().subresources {
+                let context = r.context(subresource.name, false);
+                r.prepare_update(&mut object, &old, &context);
+                let _ = r.validate_update(&object, &old, &context);
+            }
+            let stored = r.to_stored(object);
+            let hub = r.decode_stored(stored.to_string().as_bytes()).unwrap();
+            let mut shown = hub.clone();
+            r.from_hub(&mut shown);
+            assert_eq!(shown["apiVersion"], *r.api_version);
+            // What has been read and stored once stays as it is.
+            let once = r.to_stored(hub);
+            let twice = r.to_stored(r.decode_stored(once.to_string().as_bytes()).unwrap());
+            assert_eq!(once, twice, "{} {}", r.api_version, r.kind);
+        }
+    }
+}
