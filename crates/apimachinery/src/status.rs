@@ -188,7 +188,13 @@ impl Status {
 
     /// 422: validation found faults. `kind` is a kind here, not a resource.
     pub fn invalid(group: &str, kind: &str, name: &str, errors: &ErrorList) -> Status {
-        let texts: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        // The message names each fault once; the causes name it as often as it was found.
+        let mut texts: Vec<String> = Vec::with_capacity(errors.len());
+        for text in errors.iter().map(ToString::to_string) {
+            if !texts.contains(&text) {
+                texts.push(text);
+            }
+        }
         let list = match texts.as_slice() {
             [one] => one.clone(),
             many => format!("[{}]", many.join(", ")),
@@ -264,5 +270,19 @@ impl Status {
     /// 504.
     pub fn timeout(message: impl Into<String>, retry_after: u32) -> Status {
         Self::failure(504, "Timeout", format!("Timeout: {}", message.into())).retry_after(retry_after)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::field::{self, Path};
+
+    #[test]
+    fn a_fault_is_named_once() {
+        let fault = field::required(&Path::new("spec.x"), "");
+        let status = Status::invalid("apps", "Deployment", "a", &vec![fault.clone(), fault]);
+        assert_eq!(status.message, "Deployment.apps \"a\" is invalid: spec.x: Required value");
+        assert_eq!(status.details.map(|d| d.causes.len()), Some(2));
     }
 }
