@@ -1,11 +1,30 @@
 //! What the parts of the API server say to each other about a request.
 
 use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use bytes::Bytes;
+use http_body_util::combinators::UnsyncBoxBody;
+use http_body_util::{BodyExt, Full};
+use parking_lot::Mutex;
 use pilothouse_apimachinery::status::Status;
 use serde_json::Value;
+
+/// The body of a response: bytes or a stream.
+pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
+
+/// A response.
+pub type Response = http::Response<Body>;
+
+/// A body of bytes.
+pub fn full(bytes: impl Into<Bytes>) -> Body {
+    Full::new(bytes.into()).map_err(|never| match never {}).boxed_unsync()
+}
+
+/// The largest body of a request, in bytes, as in Kubernetes.
+pub const MAX_BODY: usize = 3 * 1024 * 1024;
 
 /// Who asks. Field meanings: <https://kubernetes.io/docs/reference/access-authn-authz/authentication/>.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
@@ -46,6 +65,223 @@ pub struct RequestInfo {
     pub rest: String,
 }
 
+/// The connection that a request came on.
+#[derive(Debug, Clone)]
+pub struct Connection {
+    /// The client's address.
+    pub peer: SocketAddr,
+    /// The server's own address on this connection.
+    pub local: SocketAddr,
+    /// The client's certificate chain, DER, leaf first; empty where it sent none. Not yet verified.
+    pub certificates: Arc<Vec<Bytes>>,
+}
+
+/// Everything about a request but its body. Built once, passed on.
+#[derive(Debug)]
+pub struct RequestContext {
+    /// What the path says.
+    pub info: RequestInfo,
+    /// Who asks, impersonation applied.
+    pub user: UserInfo,
+    /// Who asked really, where somebody is impersonated.
+    pub impersonator: Option<UserInfo>,
+    /// Method, URI, headers, extensions (`hyper::upgrade::OnUpgrade` is among these).
+    pub parts: http::request::Parts,
+    /// Decoded query parameters, in the order given.
+    pub query: Vec<(String, String)>,
+    /// The connection.
+    pub connection: Connection,
+    /// `Audit-ID`.
+    pub audit_id: String,
+    /// Texts for `Warning: 299 - "..."` headers.
+    pub warnings: Mutex<Vec<String>>,
+    /// Annotations for the audit record (`authorization.k8s.io/decision` and the like).
+    pub annotations: Mutex<BTreeMap<String, String>>,
+    /// What the handlers tell the audit log about bodies.
+    pub audited: Mutex<AuditedBodies>,
+}
+
+/// Bodies for the audit log, kept only where its level asks for them.
+#[derive(Debug, Default)]
+pub struct AuditedBodies {
+    /// Whether the request's body is to be kept.
+    pub keep_request: bool,
+    /// Whether the response's body is to be kept.
+    pub keep_response: bool,
+    /// The request's body (JSON).
+    pub request: Option<Bytes>,
+    /// The response's body (JSON).
+    pub response: Option<Bytes>,
+}
+
+impl RequestContext {
+    /// A query parameter's first value.
+    pub fn param(&self, name: &str) -> Option<&str> {
+        self.query.iter().find(|(k, _)| k == name).map(|(_, v)| v.as_str())
+    }
+
+    /// All values of a query parameter.
+    pub fn params<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a str> {
+        self.query.iter().filter(move |(k, _)| k == name).map(|(_, v)| v.as_str())
+    }
+
+    /// A header as text; `""` where it is missing or no text.
+    pub fn header(&self, name: impl http::header::AsHeaderName) -> &str {
+        self.parts.headers.get(name).and_then(|v| v.to_str().ok()).unwrap_or("")
+    }
+
+    /// A context of a request without a user, for tests.
+    #[cfg(test)]
+    pub(crate) fn for_test(method: &str, uri: &str) -> RequestContext {
+        let request = http::Request::builder().method(method).uri(uri).body(()).unwrap();
+        let parts = request.into_parts().0;
+        let query = crate::request_info::parse_query(parts.uri.query().unwrap_or(""));
+        let info = crate::request_info::request_info(&parts.method, parts.uri.path(), &query).unwrap();
+        let any: SocketAddr = ([127, 0, 0, 1], 0).into();
+        RequestContext {
+            info,
+            user: UserInfo::default(),
+            impersonator: None,
+            parts,
+            query,
+            connection: Connection { peer: any, local: any, certificates: Arc::default() },
+            audit_id: String::new(),
+            warnings: Mutex::default(),
+            annotations: Mutex::default(),
+            audited: Mutex::default(),
+        }
+    }
+
+    /// Adds a text for the `Warning` header, once.
+    pub fn warn(&self, text: impl Into<String>) {
+        let text = text.into();
+        let mut warnings = self.warnings.lock();
+        if !warnings.contains(&text) {
+            warnings.push(text);
+        }
+    }
+}
+
+/// The body of a request, not read yet.
+pub struct RequestBody(Body);
+
+impl RequestBody {
+    /// Wraps a body.
+    pub fn new<B>(body: B) -> RequestBody
+    where
+        B: hyper::body::Body<Data = Bytes> + Send + 'static,
+        B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
+    {
+        RequestBody(body.map_err(Into::into).boxed_unsync())
+    }
+
+    /// Reads the body to its end; 413 where it is over [`MAX_BODY`].
+    pub async fn collect(mut self) -> Result<Bytes, Status> {
+        let mut parts: Vec<Bytes> = Vec::new();
+        let mut size = 0;
+        while let Some(frame) = self.0.frame().await {
+            let frame = frame.map_err(|e| Status::bad_request(e.to_string()))?;
+            let Ok(data) = frame.into_data() else { continue };
+            size += data.len();
+            if size > MAX_BODY {
+                return Err(Status::too_large(format!("limit is {MAX_BODY}")));
+            }
+            parts.push(data);
+        }
+        // Most bodies come in one piece, which is passed on as it is.
+        Ok(match parts.len() {
+            1 => parts.swap_remove(0),
+            _ => parts.concat().into(),
+        })
+    }
+
+    /// The body as a stream, for proxies.
+    pub fn into_body(self) -> Body {
+        self.0
+    }
+}
+
+/// Finds out who asks.
+#[async_trait]
+pub trait Authenticator: Send + Sync {
+    /// The user; `None` where the request carries no credentials that this authenticator knows. The error of bad
+    /// credentials is [`Status::unauthorized`].
+    async fn authenticate(&self, parts: &http::request::Parts, connection: &Connection) -> Result<Option<UserInfo>, Status>;
+
+    /// Whose a bearer token is, and for which of the `audiences` it is good (empty: this server's own). For
+    /// `TokenReview`. The error is the text that the review shows.
+    async fn review_token(&self, _token: &str, _audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+        Err("invalid bearer token".into())
+    }
+}
+
+/// How much of a request the audit log keeps.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum AuditLevel {
+    /// Nothing.
+    None,
+    /// Who, what, when.
+    Metadata,
+    /// And the request's body.
+    Request,
+    /// And the response's body.
+    RequestResponse,
+}
+
+/// Where a request is when it is recorded.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum AuditStage {
+    /// Before it is handled.
+    RequestReceived,
+    /// Headers of a long-running response are out.
+    ResponseStarted,
+    /// All is done.
+    ResponseComplete,
+}
+
+/// The audit log.
+pub trait Audit: Send + Sync {
+    /// How much is to be kept of a request.
+    fn level(&self, user: &UserInfo, request: &RequestInfo) -> AuditLevel;
+
+    /// Records a stage. `code` is 0 before there is a response.
+    fn record(
+        &self,
+        level: AuditLevel,
+        stage: AuditStage,
+        context: &RequestContext,
+        received: jiff::Timestamp,
+        code: u16,
+    );
+}
+
+/// Undoes or confirms what a [`StorageHook`] has done, once the store has answered: `true` means stored.
+pub type Settle = Box<dyn FnOnce(bool) + Send>;
+
+/// A write as a [`StorageHook`] sees it.
+#[derive(Debug, Clone, Copy)]
+pub struct Write<'a> {
+    /// The stored object; `None` on create.
+    pub old: Option<&'a Value>,
+    /// Subresource, `""` for the object itself.
+    pub subresource: &'a str,
+    /// Namespace.
+    pub namespace: &'a str,
+    /// Nothing will be stored.
+    pub dry_run: bool,
+}
+
+/// What a resource does around the store beyond what its kind says: allocates and releases. Called after validation,
+/// before the store is written, and again when a write is tried again.
+#[async_trait]
+pub trait StorageHook: Send + Sync {
+    /// Before a create or update. What it changes in `object` is stored, and is in nobody's managed fields.
+    async fn before_write(&self, write: Write<'_>, object: &mut Value) -> Result<Option<Settle>, Status>;
+
+    /// After an object has gone from the store.
+    async fn after_delete(&self, object: &Value);
+}
+
 /// What an authorizer is asked.
 #[derive(Debug, Clone, Copy)]
 pub struct Attributes<'a> {
@@ -71,6 +307,11 @@ pub enum Decision {
 pub trait Authorizer: Send + Sync {
     /// Decides.
     async fn authorize(&self, attributes: Attributes<'_>) -> Decision;
+
+    /// Why a request that is allowed is allowed, for access reviews; may be empty.
+    async fn explain(&self, _attributes: Attributes<'_>) -> String {
+        String::new()
+    }
 
     /// The rules that apply to a user in a namespace: resource rules, non-resource rules, whether that is all.
     /// For `SelfSubjectRulesReview`.
@@ -148,6 +389,13 @@ pub trait Objects: Send + Sync {
 
     /// All objects of a namespace (`""` for all namespaces) from the watch cache.
     fn list(&self, group: &str, resource: &str, namespace: &str) -> Vec<Arc<Value>>;
+
+    /// Objects of all namespaces with a value of a selectable field (`pods` by `spec.nodeName`) from the watch cache.
+    fn list_by_field(&self, group: &str, resource: &str, field: &str, value: &str) -> Vec<Arc<Value>>;
+
+    /// The store's revision at which an object of the resource last changed, as far as the cache knows: tells whether
+    /// something derived from the objects is still good.
+    fn revision(&self, group: &str, resource: &str) -> u64;
 
     /// Like [`Objects::get`], but at least as new as every write that returned before the call.
     async fn get_latest(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Arc<Value>, Status>;

@@ -1,0 +1,173 @@
+//! CustomResourceDefinitions: names them, serves what they define, cleans up after them.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use pilothouse_api::crd::naming;
+use pilothouse_apimachinery::status::Status;
+use pilothouse_apimachinery::time::Timestamp;
+use pilothouse_component_base::signals::Stop;
+use serde_json::{Value, json};
+use tokio::sync::oneshot;
+
+use crate::handlers::delete::CUSTOM_CLEANUP;
+use crate::handlers::lifecycle::now;
+use crate::json::{get, has, list_at, remove, set, str_at};
+use crate::state::ServerState;
+
+/// Group of the definitions.
+const GROUP: &str = "apiextensions.k8s.io";
+/// Their plural.
+const DEFINITIONS: &str = "customresourcedefinitions";
+/// How long to wait before a definition is looked at again that could not be finished.
+const AGAIN: Duration = Duration::from_millis(500);
+
+/// How many seconds requests that are creating objects have to end, before what they created is deleted.
+const GRACE: i64 = 2;
+
+/// What of a definition says how its objects are served.
+type Served = (Value, Value);
+
+/// Keeps the resources that are served in step with the definitions, until `stop`. `ready` is told when those that were
+/// there at the start are served.
+pub async fn run(state: Arc<ServerState>, ready: oneshot::Sender<()>, stop: Stop) {
+    let Some(endpoint) = state.registry.hub(GROUP, DEFINITIONS) else { return };
+    let mut changed = endpoint.storage.objects.subscribe();
+    let mut served: BTreeMap<String, Served> = BTreeMap::new();
+    let mut ready = Some(ready);
+    loop {
+        changed.borrow_and_update();
+        let unfinished = reconcile(&state, &mut served).await;
+        if let Some(ready) = ready.take() {
+            // Nobody waits any more when the server is stopping.
+            let _ = ready.send(());
+        }
+        let again = async {
+            if unfinished {
+                tokio::time::sleep(AGAIN).await;
+            } else {
+                std::future::pending::<()>().await;
+            }
+        };
+        tokio::select! {
+            () = stop.wait() => return,
+            () = again => {}
+            outcome = changed.changed() => if outcome.is_err() { return },
+        }
+    }
+}
+
+/// Looks at all definitions once. `true` where something is left to do.
+async fn reconcile(state: &ServerState, served: &mut BTreeMap<String, Served>) -> bool {
+    let all = state.objects.list(GROUP, DEFINITIONS, "");
+    let names: BTreeSet<String> = all.iter().map(|c| name(c).to_string()).collect();
+    let gone: Vec<String> = served.keys().filter(|n| !names.contains(*n)).cloned().collect();
+    for name in gone {
+        served.remove(&name);
+        if let Some((plural, group)) = name.split_once('.') {
+            state.registry.remove_custom(group, plural);
+        }
+    }
+    let mut unfinished = false;
+    for crd in &all {
+        match one(state, crd, &all, served).await {
+            Ok(done) => unfinished |= !done,
+            // Changed or gone meanwhile: there will be an event of it.
+            Err(e) if matches!(e.code, 404 | 409) => {}
+            Err(e) => {
+                tracing::warn!(crd = name(crd), "{}", e.message);
+                unfinished = true;
+            }
+        }
+    }
+    unfinished
+}
+
+fn name(crd: &Value) -> &str {
+    str_at(crd, &["metadata", "name"])
+}
+
+/// Takes one definition a step further. `false` where more is to be done without an event that would say so.
+async fn one(
+    state: &ServerState,
+    crd: &Arc<Value>,
+    all: &[Arc<Value>],
+    served: &mut BTreeMap<String, Served>,
+) -> Result<bool, Status> {
+    if naming::is_true(crd, "Established") {
+        let how = (get(crd, &["spec"]).clone(), get(crd, &["status", "acceptedNames"]).clone());
+        if served.get(name(crd)) != Some(&how) {
+            state.registry.add_custom(crd).await;
+            served.insert(name(crd).to_string(), how);
+        }
+    }
+    if has(crd, &["metadata", "deletionTimestamp"]) {
+        return clean_up(state, crd).await;
+    }
+    let others: Vec<Value> = all.iter().map(|c| (**c).clone()).collect();
+    if let Some(named) = naming::accept_names(crd, &others, &now()) {
+        write_status(state, crd, &named).await?;
+        return Ok(true);
+    }
+    if let Some(established) = naming::establish(crd, &now()) {
+        write_status(state, crd, &established).await?;
+    }
+    Ok(true)
+}
+
+async fn write_status(state: &ServerState, crd: &Value, next: &Value) -> Result<(), Status> {
+    let status = get(next, &["status"]).clone();
+    let seen = str_at(crd, &["metadata", "resourceVersion"]).to_string();
+    let change = move |object: &mut Value| {
+        if str_at(object, &["metadata", "resourceVersion"]) != seen {
+            return Err(Status::modified(GROUP, DEFINITIONS, str_at(object, &["metadata", "name"])));
+        }
+        set(object, &["status"], status.clone());
+        Ok(())
+    };
+    state.objects.update(GROUP, DEFINITIONS, "status", "", name(crd), &change).await.map(|_| ())
+}
+
+/// Deletes the objects of a definition that is being deleted, and then lets it go.
+async fn clean_up(state: &ServerState, crd: &Value) -> Result<bool, Status> {
+    let began = Timestamp::parse(str_at(crd, &["metadata", "deletionTimestamp"])).map_or(0, |t| t.seconds);
+    if Timestamp::now().seconds - began < GRACE {
+        return Ok(false);
+    }
+    if !list_at(crd, &["metadata", "finalizers"]).iter().any(|f| f == CUSTOM_CLEANUP) {
+        return Ok(true);
+    }
+    let group = str_at(crd, &["spec", "group"]);
+    let plural = str_at(crd, &["spec", "names", "plural"]);
+    if naming::is_true(crd, "Established") && state.registry.hub(group, plural).is_some() {
+        let left = state.objects.list(group, plural, "");
+        for object in &left {
+            if has(object, &["metadata", "deletionTimestamp"]) {
+                continue;
+            }
+            let (namespace, name) = (str_at(object, &["metadata", "namespace"]), str_at(object, &["metadata", "name"]));
+            match state.objects.delete(group, plural, namespace, name, json!({})).await {
+                Ok(()) => {}
+                Err(e) if e.code == 404 => {}
+                Err(e) => return Err(e),
+            }
+        }
+        if !left.is_empty() {
+            // Objects with finalizers take their time; the others are gone at the next look.
+            return Ok(false);
+        }
+    }
+    let change = |object: &mut Value| {
+        let mut left = list_at(object, &["metadata", "finalizers"]).to_vec();
+        left.retain(|f| f != CUSTOM_CLEANUP);
+        if left.is_empty() {
+            remove(object, &["metadata", "finalizers"]);
+        } else {
+            set(object, &["metadata", "finalizers"], left);
+        }
+        Ok(())
+    };
+    state.objects.update(GROUP, DEFINITIONS, "", "", name(crd), &change).await?;
+    Ok(true)
+}

@@ -1,0 +1,126 @@
+//! From what a client sent to the hub version, with its defaults; and who manages which fields.
+
+use pilothouse_api::apply::set::Set;
+use pilothouse_api::apply::{FieldManager, Type};
+use pilothouse_api::convert::{parse_api_version, set_api_version};
+use pilothouse_api::scheme::{Resource, Scheme};
+use pilothouse_apimachinery::status::Status;
+use pilothouse_apimachinery::version::Release;
+use serde_json::{Value, json};
+
+use crate::encode::versioned;
+use crate::handlers::{Call, lifecycle};
+use crate::json::{get, remove, set, str_at};
+use crate::registry::Endpoint;
+
+/// A decoded object in the hub version, with its defaults.
+pub fn complete(call: &Call, mut object: Value) -> Value {
+    call.endpoint.resource.to_hub(&mut object, &call.kind_context());
+    object
+}
+
+/// An object of the cache with `apiVersion` and `kind` of the hub.
+pub fn typed(endpoint: &Endpoint, object: &Value) -> Value {
+    let mut object = object.clone();
+    set(&mut object, &["apiVersion"], &*endpoint.hub.api_version);
+    set(&mut object, &["kind"], &*endpoint.hub.kind);
+    object
+}
+
+fn type_of(resource: &Resource) -> Type<'_> {
+    match (resource.schema(), resource.as_custom()) {
+        (Some(schema), _) => Type::built_in(schema.catalogue, schema.type_),
+        (None, custom) => Type::custom(resource.catalogue(), custom.and_then(|c| c.schema.as_deref())),
+    }
+}
+
+/// The empty object of a resource in its version.
+fn empty(resource: &Resource) -> Value {
+    let mut object = json!({"apiVersion": &*resource.api_version, "kind": &*resource.kind});
+    if !resource.is_custom() {
+        object["metadata"] = json!({});
+        resource.canonicalize(&mut object);
+    }
+    object
+}
+
+/// Runs `work` with the field manager of a resource.
+fn with_manager<T>(
+    scheme: &Scheme,
+    resource: &Resource,
+    subresource: &str,
+    work: impl FnOnce(&FieldManager<'_>, &Value) -> T,
+) -> T {
+    // The resources of other versions, found beforehand so that their types can be lent out.
+    let others: Vec<_> = scheme
+        .resources()
+        .filter(|r| r.plural == resource.plural && r.kind == resource.kind && r.hub_version() == resource.hub_version())
+        .cloned()
+        .collect();
+    let convert = |object: &Value, api_version: &str| {
+        let target = others.iter().find(|r| &*r.api_version == api_version)?;
+        let source = others.iter().find(|r| &*r.api_version == str_at(object, &["apiVersion"]))?;
+        parse_api_version(api_version)?;
+        let mut object = object.clone();
+        if !source.same_as_hub() {
+            source.to_hub(&mut object, &source.context("", true));
+        }
+        if target.same_as_hub() {
+            set_api_version(&mut object, api_version);
+        } else {
+            target.from_hub(&mut object);
+        }
+        Some((type_of(target), object))
+    };
+    let empty = empty(resource);
+    // Kubernetes records subresources since v1.22, and resets their fields since then, too.
+    let modern = resource.release > Release::V1_20;
+    let reset = match subresource {
+        "" if modern && resource.subresource("status").is_some() => Set::of(&[&["status"]]),
+        _ => Set::default(),
+    };
+    let manager = FieldManager {
+        release: resource.release,
+        api_version: &resource.api_version,
+        subresource: if modern { subresource } else { "" },
+        ignore_request_fields: !subresource.is_empty(),
+        type_: type_of(resource),
+        empty: &empty,
+        reset,
+        now: lifecycle::now(),
+        convert: &convert,
+    };
+    work(&manager, &empty)
+}
+
+/// Records in an object's `managedFields` (hub version) what changes from `live` and by whom.
+pub fn track(
+    scheme: &Scheme,
+    endpoint: &Endpoint,
+    subresource: &str,
+    live: Option<&Value>,
+    mut object: Value,
+    manager: &str,
+) -> Value {
+    let live = live.map(|l| versioned(endpoint, l));
+    let mut shown = object.clone();
+    endpoint.resource.from_hub(&mut shown);
+    let tracked = with_manager(scheme, &endpoint.resource, subresource, |m, empty| {
+        m.update(live.as_ref().unwrap_or(empty), shown, manager)
+    });
+    match get(&tracked, &["metadata", "managedFields"]) {
+        Value::Null => {
+            remove(&mut object, &["metadata", "managedFields"]);
+        }
+        fields => set(&mut object, &["metadata", "managedFields"], fields.clone()),
+    }
+    object
+}
+
+/// Applies a configuration to an object (both in the version of the request): the merged object.
+pub fn apply(call: &Call, live: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value, Status> {
+    let scheme = call.state.registry.scheme();
+    with_manager(&scheme, &call.endpoint.resource, call.subresource, |m, empty| {
+        m.apply(live.unwrap_or(empty), config, manager, force)
+    })
+}

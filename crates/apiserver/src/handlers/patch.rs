@@ -1,0 +1,215 @@
+//! `patch`: JSON patch, merge patch, strategic merge patch, apply.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{StatusCode, header};
+use pilothouse_api::{apply, patch};
+use pilothouse_apimachinery::field::{self, Path};
+use pilothouse_apimachinery::status::Status;
+use serde_json::Value;
+
+use super::update::{Step, change};
+use super::{Call, create};
+use crate::cache::entry::Entry;
+use crate::encode::versioned;
+use crate::fields;
+use crate::json::{remove, set, str_at};
+use crate::negotiate::unknown_format;
+use crate::options::{FieldValidation, WriteOptions};
+use crate::request::{RequestBody, Response};
+
+/// How often a patch is tried again when the object has been changed meanwhile.
+const TRIES: usize = 5;
+
+/// Type of a patch.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum PatchType {
+    /// RFC 6902.
+    Json,
+    /// RFC 7386.
+    Merge,
+    /// Kubernetes' own.
+    Strategic,
+    /// Server-side apply.
+    Apply,
+}
+
+const TYPES: &[(&str, PatchType)] = &[
+    ("application/json-patch+json", PatchType::Json),
+    ("application/merge-patch+json", PatchType::Merge),
+    ("application/strategic-merge-patch+json", PatchType::Strategic),
+    ("application/apply-patch+yaml", PatchType::Apply),
+];
+
+fn media(content_type: &str) -> &str {
+    content_type.split(';').next().unwrap_or("").trim()
+}
+
+/// Whether the route of patches takes a content type.
+pub fn route_accepts(content_type: &str) -> bool {
+    TYPES.iter().any(|(name, _)| *name == media(content_type))
+}
+
+/// The patch type of a content type; custom resources have no strategic merge patch.
+pub fn patch_type(content_type: &str, custom: bool) -> Result<PatchType, Status> {
+    let offered = || TYPES.iter().filter(|(_, t)| !(custom && *t == PatchType::Strategic));
+    offered().find(|(name, _)| *name == media(content_type)).map(|(_, t)| *t).ok_or_else(|| {
+        let names: Vec<&str> = offered().map(|(name, _)| *name).collect();
+        Status::unsupported_media_type(unknown_format(&names))
+    })
+}
+
+/// A patch that has been read.
+pub struct Patch {
+    type_: PatchType,
+    body: Bytes,
+    /// The configuration of an apply.
+    config: Option<Value>,
+}
+
+impl Patch {
+    /// Reads the patch of a request.
+    pub async fn read(call: &Call, body: RequestBody) -> Result<(Patch, WriteOptions), Status> {
+        let custom = call.endpoint.resource.is_custom();
+        let type_ = patch_type(call.context.header(header::CONTENT_TYPE), custom)?;
+        let body = body.collect().await?;
+        let is_apply = type_ == PatchType::Apply;
+        let options = WriteOptions::read(&call.context, "PatchOptions", Some(is_apply), call.state.release)?;
+        let config = if is_apply { Some(apply::manager::parse(&body)?) } else { None };
+        call.note_request(|| match &config {
+            Some(c) => serde_json::to_vec(c).unwrap_or_default(),
+            None => body.to_vec(),
+        });
+        Ok((Patch { type_, body, config }, options))
+    }
+
+    /// Whether it is an apply, which may create the object.
+    pub fn is_apply(&self) -> bool {
+        self.type_ == PatchType::Apply
+    }
+
+    /// The object that the patch makes of another, both in the version of the request. Not decoded yet.
+    pub fn patched(&self, call: &Call, object: &Value) -> Result<Value, Status> {
+        match self.type_ {
+            PatchType::Json => patch::json::apply(object, &self.body),
+            PatchType::Merge => patch::merge::apply(object, &self.body, call.state.release),
+            PatchType::Strategic => {
+                let schema = call.endpoint.resource.schema().ok_or_else(|| Status::internal("no schema"))?;
+                patch::strategic::apply(apply::Type::built_in(schema.catalogue, schema.type_), object, &self.body)
+            }
+            PatchType::Apply => Ok(self.config.clone().unwrap_or(Value::Null)),
+        }
+    }
+}
+
+/// Answers a patch.
+pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
+    let encoder = call.encoder()?;
+    let (patch, options) = Patch::read(call, body).await?;
+    let manager = options.manager(call.context.header(header::USER_AGENT));
+    let mut attempt = call.endpoint.storage.attempt(&call.key());
+    let mut tries = 0;
+    loop {
+        let Some(current) = attempt.current().cloned() else {
+            if attempt.refresh().await? {
+                continue;
+            }
+            if !patch.is_apply() || !call.subresource.is_empty() {
+                return Err(call.not_found());
+            }
+            let mut object = apply_to(call, None, &patch, &options, &manager)?;
+            let uid = str_at(&object, &["metadata", "uid"]);
+            if !uid.is_empty() {
+                let r = &call.endpoint.resource;
+                let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+                return Err(Status::conflict(&r.group, &r.plural, call.name(), &why));
+            }
+            remove(&mut object, &["metadata", "resourceVersion"]);
+            let made = create::run(call, object, &options, "PatchOptions").await?;
+            return encoder.object(StatusCode::CREATED, &made);
+        };
+        let step = async {
+            let object = if patch.is_apply() {
+                apply_to(call, Some(&current), &patch, &options, &manager)?
+            } else {
+                let object = patched(call, &current, &patch, &options)?;
+                call.track(Some(&current.object()), object, &manager)
+            };
+            change(call, &mut attempt, &current, object, &options, "PatchOptions").await
+        };
+        match step.await {
+            Ok(Step::Done(done)) => return encoder.object(StatusCode::OK, &done),
+            Ok(Step::Again) => {
+                tries += 1;
+                if tries > TRIES {
+                    let r = &call.endpoint.resource;
+                    return Err(Status::modified(&r.group, &r.plural, call.name()));
+                }
+            }
+            Err(failure) => {
+                if !attempt.refresh().await? {
+                    return Err(failure);
+                }
+            }
+        }
+    }
+}
+
+/// What a patch makes of the current object, in the hub version and with its defaults.
+fn patched(call: &Call, current: &Arc<Entry>, patch: &Patch, options: &WriteOptions) -> Result<Value, Status> {
+    let before = versioned(&call.endpoint, &current.object());
+    let after = patch.patched(call, &before)?;
+    decode(call, after, options.field_validation)
+}
+
+/// Reads a patched document as an object; 422 where it is none.
+pub fn decode(call: &Call, document: Value, validation: FieldValidation) -> Result<Value, Status> {
+    let shown = document.to_string();
+    let decoded = call.endpoint.resource.decode_value(document).map_err(|e| {
+        let error = field::invalid(&Path::new("patch"), shown, &e.message);
+        Status::invalid("", "", "", &vec![error])
+    })?;
+    call.field_faults(validation, decoded.faults, &decoded.object)?;
+    Ok(fields::complete(call, decoded.object))
+}
+
+/// What an apply makes of the current object (or of none), in the hub version and with its defaults.
+fn apply_to(
+    call: &Call,
+    current: Option<&Arc<Entry>>,
+    patch: &Patch,
+    options: &WriteOptions,
+    manager: &str,
+) -> Result<Value, Status> {
+    let endpoint = &call.endpoint;
+    let config = patch.config.as_ref().unwrap_or(&Value::Null);
+    let live = current.map(|e| versioned(endpoint, &e.object()));
+    let name = str_at(config, &["metadata", "name"]);
+    if !name.is_empty() && name != call.name() {
+        return Err(Status::bad_request(format!(
+            "the name of the object ({name}) does not match the name on the URL ({})",
+            call.name()
+        )));
+    }
+    let mut merged = fields::apply(call, live.as_ref(), config, manager, options.force == Some(true))?;
+    if str_at(&merged, &["metadata", "name"]).is_empty() {
+        set(&mut merged, &["metadata", "name"], call.name());
+    }
+    decode(call, merged, options.field_validation)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn content_types() {
+        assert!(route_accepts("application/merge-patch+json; charset=utf-8") && !route_accepts("application/json"));
+        assert_eq!(patch_type("application/json-patch+json", true).unwrap(), PatchType::Json);
+        assert_eq!(
+            patch_type("application/strategic-merge-patch+json", true).unwrap_err().message,
+            "the body of the request was in an unknown format - accepted media types include: application/json-patch+json, application/merge-patch+json, application/apply-patch+yaml"
+        );
+    }
+}

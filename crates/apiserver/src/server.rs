@@ -1,0 +1,222 @@
+//! The API server as a process: store, cache, parts, listener, and the way to its end.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context;
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use pilothouse_component_base::signals::{Stop, Stopper};
+use pilothouse_store::Store;
+use pilothouse_store::embedded::EmbeddedStore;
+use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::task::JoinHandle;
+use tokio_rustls::TlsAcceptor;
+use tokio_util::task::TaskTracker;
+
+use crate::config::{Backend, Config};
+use crate::request::{Connection, Response};
+use crate::state::ServerState;
+use crate::{authentication, bootstrap, compaction, crd, outbound, serve, tls};
+
+/// How long a client may take for the TLS handshake.
+const HANDSHAKE: Duration = Duration::from_secs(10);
+/// How long the cache may take to read the store at start.
+const FILL: Duration = Duration::from_secs(300);
+
+/// Runs an API server until `stop`.
+pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
+    let store = open_store(&config).await?;
+    Server::start(config, store, stop).await?.wait().await;
+    Ok(())
+}
+
+/// Opens the store that the flags name.
+pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
+    Ok(match &config.backend {
+        Backend::Embedded(dir) => {
+            std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+            EmbeddedStore::open(dir).with_context(|| dir.display().to_string())?
+        }
+        Backend::Etcd { servers, ca, cert, key } => {
+            EtcdStore::connect(EtcdConfig {
+                endpoints: servers.clone(),
+                ca_file: ca.clone(),
+                cert_file: cert.clone(),
+                key_file: key.clone(),
+                prefix: config.etcd_prefix.clone(),
+            })
+            .await?
+        }
+    })
+}
+
+/// A running server.
+pub struct Server {
+    /// Its parts.
+    pub state: Arc<ServerState>,
+    /// The address it listens on.
+    pub address: SocketAddr,
+    main: JoinHandle<()>,
+}
+
+impl Server {
+    /// Starts a server on a store. It answers when this returns, and is ready a little later.
+    pub async fn start(config: Config, store: Arc<dyn Store>, stop: Stop) -> anyhow::Result<Server> {
+        let config = Arc::new(config);
+        let listener = TcpListener::bind(config.bind)
+            .await
+            .with_context(|| format!("failed to create listener: failed to listen on {}", config.bind))?;
+        let address = listener.local_addr()?;
+        let (drainer, drain) = Stop::new();
+        let (state, feed) = ServerState::build(&config, store.clone(), address, drain.clone())?;
+        let clients = authentication::x509::client_verifier(&client_roots(&config)?.iter().collect::<Vec<_>>());
+        let tls = tls::server_config(&config, Some(clients))?;
+
+        let tasks = TaskTracker::new();
+        let end = drain.clone();
+        tasks.spawn(feed.run(async move { end.wait().await }));
+        tasks.spawn(compaction::run(store, config.compaction_interval, drain.clone()));
+        tasks.spawn(after_start(state.clone(), drain.clone()));
+
+        let main = tokio::spawn(main(state.clone(), listener, TlsAcceptor::from(tls), stop, drainer, drain, tasks));
+        tracing::info!(%address, release = %state.release.git_version(), "serving securely");
+        Ok(Server { state, address, main })
+    }
+
+    /// Returns when the server has ended.
+    pub async fn wait(self) {
+        if let Err(e) = self.main.await {
+            tracing::error!("the server ended unexpectedly: {e}");
+        }
+    }
+}
+
+fn client_roots(config: &Config) -> anyhow::Result<Vec<rustls::RootCertStore>> {
+    let header = config.request_header.as_ref().map(|h| &h.client_ca);
+    let files = config.client_ca_file.iter().chain(header);
+    files.map(|f| outbound::tls::roots_of_file(f).map_err(anyhow::Error::msg)).collect()
+}
+
+/// What runs once the cache is filled: custom resources, then the objects that every cluster has.
+async fn after_start(state: Arc<ServerState>, stop: Stop) {
+    let filled = async {
+        while state.cache.catch_up(FILL).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(200)).await;
+        }
+    };
+    tokio::select! {
+        () = stop.wait() => return,
+        () = filled => {}
+    }
+    state.health.synced.set();
+    let (ready, custom) = tokio::sync::oneshot::channel();
+    let definitions = tokio::spawn(crd::run(state.clone(), ready, stop.clone()));
+    let _ = custom.await;
+    state.health.hooks_done_except(&["rbac/bootstrap-roles", "bootstrap-controller", "scheduling/bootstrap-system-priority-classes"]);
+    let registration = tokio::spawn(crate::apiservices::run(state.clone(), stop.clone()));
+    let objects: BoxFuture<'static, ()> = Box::pin(bootstrap::run(state.clone(), stop.clone()));
+    objects.await;
+    state.health.hooks_done_except(&[]);
+    stop.wait().await;
+    definitions.abort();
+    registration.abort();
+}
+
+/// Accepts connections until `stop`, then lets go of them in order.
+async fn main(
+    state: Arc<ServerState>,
+    listener: TcpListener,
+    acceptor: TlsAcceptor,
+    stop: Stop,
+    drainer: Stopper,
+    drain: Stop,
+    tasks: TaskTracker,
+) {
+    let connections = TaskTracker::new();
+    let delay = state.config.shutdown_delay;
+    let stopping = async {
+        stop.wait().await;
+        // Load balancers see this and send new requests elsewhere, while we go on serving.
+        state.health.stopping.set();
+        tokio::time::sleep(delay).await;
+    };
+    tokio::pin!(stopping);
+    loop {
+        let accepted = tokio::select! {
+            () = &mut stopping => break,
+            accepted = listener.accept() => accepted,
+        };
+        match accepted {
+            Ok((stream, peer)) => {
+                connections.spawn(connection(state.clone(), acceptor.clone(), stream, peer, drain.clone()));
+            }
+            Err(e) => {
+                tracing::warn!("accepting a connection: {e}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        }
+    }
+    drop(listener);
+    // Ends watches and tells idle connections to go; requests in work are finished.
+    drainer.stop();
+    connections.close();
+    tasks.close();
+    let limit = state.config.request_timeout.max(Duration::from_secs(1));
+    if tokio::time::timeout(limit, connections.wait()).await.is_err() {
+        tracing::warn!("some requests were still running at the end");
+    }
+    let _ = tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await;
+    tracing::info!("the API server has stopped");
+}
+
+async fn connection(state: Arc<ServerState>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, drain: Stop) {
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else { return };
+    let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
+        Ok(Ok(stream)) => stream,
+        Ok(Err(e)) => {
+            tracing::debug!(%peer, "TLS handshake error: {e}");
+            return;
+        }
+        Err(_) => return,
+    };
+    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let certificates = Arc::new(certificates.iter().map(|c| Bytes::copy_from_slice(c)).collect());
+    let facts = Connection { peer, local, certificates };
+    let max_streams = match state.config.max_streams {
+        0 => 250,
+        n => n,
+    };
+    let service = service_fn(move |request| {
+        let work: BoxFuture<'static, Response> = Box::pin(serve::handle(state.clone(), facts.clone(), request));
+        async move { Ok::<_, std::convert::Infallible>(work.await) }
+    });
+    let mut builder = auto::Builder::new(TokioExecutor::new());
+    builder.http1().timer(TokioTimer::new());
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(max_streams)
+        .initial_stream_window_size(256 * 1024)
+        .initial_connection_window_size(4 << 20)
+        .keep_alive_interval(Some(Duration::from_secs(30)))
+        .keep_alive_timeout(Duration::from_secs(30));
+    let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
+    tokio::pin!(served);
+    let outcome = tokio::select! {
+        outcome = served.as_mut() => outcome,
+        () = drain.wait() => {
+            served.as_mut().graceful_shutdown();
+            served.await
+        }
+    };
+    if let Err(e) = outcome {
+        tracing::debug!(%peer, "connection: {e}");
+    }
+}

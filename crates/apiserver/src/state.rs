@@ -1,0 +1,107 @@
+//! What every request needs to know of the server.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use pilothouse_apimachinery::version::Release;
+use pilothouse_component_base::signals::Stop;
+use pilothouse_store::Store;
+
+use crate::cache::resource::Window;
+use crate::cache::{Cache, Feed};
+use crate::config::Config;
+use crate::health::Health;
+use crate::limits::Limits;
+use crate::metrics::ServerMetrics;
+use crate::objects::ServerObjects;
+use crate::openapi::OpenApi;
+use crate::registry::Registry;
+use crate::request::{Audit, Authenticator, Authorizer, Objects, Plugin};
+use crate::special::SpecialRest;
+use crate::{admission, audit, authentication, authorization, rest};
+
+/// How long the health check waits for the store.
+const STORE_HEALTH: Duration = Duration::from_secs(2);
+
+/// The server's parts, built once at start.
+pub struct ServerState {
+    /// Configuration.
+    pub config: Arc<Config>,
+    /// Release served.
+    pub release: Release,
+    /// Where the server listens.
+    pub address: SocketAddr,
+    /// Where objects are.
+    pub store: Arc<dyn Store>,
+    /// The watch cache.
+    pub cache: Arc<Cache>,
+    /// Which resources there are.
+    pub registry: Arc<Registry>,
+    /// Reads and writes objects without HTTP, authorization and admission.
+    pub objects: Arc<dyn Objects>,
+    /// Finds out who asks; `None` of it makes the request anonymous where that is allowed.
+    pub authenticator: Arc<dyn Authenticator>,
+    /// Decides who may do what.
+    pub authorizer: Arc<dyn Authorizer>,
+    /// Admission plug-ins in their order.
+    pub admission: Vec<Arc<dyn Plugin>>,
+    /// The audit log, where there is one.
+    pub audit: Option<Arc<dyn Audit>>,
+    /// Resources with handlers of their own, and storage hooks.
+    pub special: SpecialRest,
+    /// Requests at the same time.
+    pub limits: Limits,
+    /// Metrics.
+    pub metrics: ServerMetrics,
+    /// Health checks.
+    pub health: Health,
+    /// OpenAPI documents.
+    pub openapi: OpenApi,
+    /// Tells long-running requests to end.
+    pub drain: Stop,
+}
+
+impl ServerState {
+    /// Builds the parts. The feed that fills the cache is to be run by the caller.
+    pub fn build(
+        config: &Arc<Config>,
+        store: Arc<dyn Store>,
+        address: SocketAddr,
+        drain: Stop,
+    ) -> anyhow::Result<(Arc<ServerState>, Feed)> {
+        let root = format!("/{}/", config.etcd_prefix.trim_matches('/'));
+        let (cache, feed) = Cache::new(store.clone(), &root, Window::default());
+        let registry = Arc::new(Registry::new(config, store.clone(), cache.clone()));
+        let server_objects = Arc::new(ServerObjects::new(registry.clone()));
+        let objects: Arc<dyn Objects> = server_objects.clone();
+        let fault = anyhow::Error::msg::<String>;
+        let authenticator = authentication::build(config, &objects).map_err(fault)?;
+        let authorizer = authorization::build(config, &objects).map_err(fault)?;
+        let admission = admission::build(config, &objects, &authorizer).map_err(fault)?;
+        let audit = audit::build(config).map_err(fault)?;
+        let mut special = SpecialRest::default();
+        rest::register(&mut special, config, &objects, &store).map_err(fault)?;
+        server_objects.set_hooks(special.clone());
+        let state = ServerState {
+            config: config.clone(),
+            release: config.release,
+            address,
+            cache,
+            registry,
+            objects,
+            authenticator,
+            authorizer,
+            admission,
+            audit,
+            special,
+            limits: Limits::new(config.max_requests, config.max_mutating_requests),
+            metrics: ServerMetrics::new(config.release),
+            health: Health::new(store.clone(), STORE_HEALTH),
+            openapi: OpenApi::default(),
+            store,
+            drain,
+        };
+        Ok((Arc::new(state), feed))
+    }
+}
