@@ -1,0 +1,308 @@
+//! Admission: plug-ins that change or refuse what is to be stored
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>). One file each, or one for a few
+//! that are of a kind. To add one: its file, its line in `PLUGINS`, its line in `make`.
+
+pub mod certificates;
+pub mod ingress;
+pub mod limit_ranger;
+pub mod namespaces;
+pub mod node_restriction;
+pub mod pod_security;
+pub mod pods;
+pub mod priority;
+pub mod resource_quota;
+pub mod runtime_class;
+pub mod service_account;
+pub mod storage;
+pub mod tolerations;
+pub mod webhook;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use pilothouse_apimachinery::status::Status;
+use pilothouse_apimachinery::version::Release;
+use serde_json::Value;
+
+use crate::authorization::rbac::Rbac;
+use crate::authorization::rbac::escalation::Escalation;
+use crate::config::Config;
+use crate::json::{list_at, str_at};
+use crate::request::{AdmissionRequest, Authorizer, Objects, Operation, Plugin};
+use crate::state::ServerState;
+
+/// Whether a plug-in is on without a flag.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Default {
+    On,
+    Off,
+    /// On, in releases after 1.20; unknown in 1.20.
+    OnInNewest,
+    /// Unknown after 1.20.
+    OffIn120,
+}
+
+/// All plug-ins in the order in which they act.
+const PLUGINS: &[(&str, Default)] = &[
+    ("AlwaysAdmit", Default::Off),
+    ("NamespaceAutoProvision", Default::Off),
+    ("NamespaceLifecycle", Default::On),
+    ("NamespaceExists", Default::Off),
+    ("SecurityContextDeny", Default::OffIn120),
+    ("LimitPodHardAntiAffinityTopology", Default::Off),
+    ("LimitRanger", Default::On),
+    ("ServiceAccount", Default::On),
+    ("NodeRestriction", Default::Off),
+    ("TaintNodesByCondition", Default::On),
+    ("AlwaysPullImages", Default::Off),
+    ("ImagePolicyWebhook", Default::Off),
+    ("PodSecurity", Default::OnInNewest),
+    ("PodSecurityPolicy", Default::OffIn120),
+    ("PodNodeSelector", Default::Off),
+    ("Priority", Default::On),
+    ("DefaultTolerationSeconds", Default::On),
+    ("PodTolerationRestriction", Default::Off),
+    ("DenyEscalatingExec", Default::OffIn120),
+    ("DenyExecOnPrivileged", Default::OffIn120),
+    ("EventRateLimit", Default::Off),
+    ("ExtendedResourceToleration", Default::Off),
+    ("PersistentVolumeLabel", Default::OffIn120),
+    ("DefaultStorageClass", Default::On),
+    ("StorageObjectInUseProtection", Default::On),
+    ("OwnerReferencesPermissionEnforcement", Default::Off),
+    ("PersistentVolumeClaimResize", Default::On),
+    ("RuntimeClass", Default::On),
+    ("CertificateApproval", Default::On),
+    ("CertificateSigning", Default::On),
+    ("ClusterTrustBundleAttest", Default::OnInNewest),
+    ("CertificateSubjectRestriction", Default::On),
+    ("DefaultIngressClass", Default::On),
+    ("MutatingAdmissionPolicy", Default::OnInNewest),
+    ("MutatingAdmissionWebhook", Default::On),
+    ("ValidatingAdmissionPolicy", Default::OnInNewest),
+    ("ValidatingAdmissionWebhook", Default::On),
+    ("ResourceQuota", Default::On),
+    ("AlwaysDeny", Default::Off),
+];
+
+fn known(default: Default, release: Release) -> bool {
+    match default {
+        Default::On | Default::Off => true,
+        Default::OnInNewest => release > Release::V1_20,
+        Default::OffIn120 => release == Release::V1_20,
+    }
+}
+
+/// The names of the plug-ins that the flags switch on, in order. Errors are those of v1.20.
+fn enabled(release: Release, enable: &[String], disable: &[String]) -> Result<Vec<&'static str>, String> {
+    let is_known = |n: &String| PLUGINS.iter().any(|(p, d)| p == n && known(*d, release));
+    for (flag, names) in [("enable", enable), ("disable", disable)] {
+        if let Some(bad) = names.iter().find(|n| !is_known(n)) {
+            return Err(format!("{flag}-admission-plugins plugin {bad:?} is unknown"));
+        }
+    }
+    let both: Vec<&String> = enable.iter().filter(|n| disable.contains(n)).collect();
+    if !both.is_empty() {
+        let names = both.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(" ");
+        return Err(format!("[{names}] in enable-admission-plugins and disable-admission-plugins overlapped"));
+    }
+    Ok(PLUGINS
+        .iter()
+        .filter(|(n, d)| known(*d, release) && !disable.iter().any(|x| x == n))
+        .filter(|(n, d)| matches!(d, Default::On | Default::OnInNewest) || enable.iter().any(|x| x == n))
+        .map(|(n, _)| *n)
+        .collect())
+}
+
+/// The plug-ins that the flags switch on, in order. Errors name the flag or file.
+pub fn build(
+    config: &Arc<Config>,
+    objects: &Arc<dyn Objects>,
+    authorizer: &Arc<dyn Authorizer>,
+) -> Result<Vec<Arc<dyn Plugin>>, String> {
+    let mut out: Vec<Arc<dyn Plugin>> = Vec::new();
+    let names = enabled(config.release, &config.enable_admission, &config.disable_admission)?;
+    let hooks = Arc::new(webhook::Webhooks::new(objects.clone(), config.release));
+    let mut quota: Option<Arc<dyn Plugin>> = None;
+    for name in names {
+        match make(name, config, authorizer, &hooks)? {
+            Some(plugin) if name == "ResourceQuota" => quota = Some(plugin),
+            Some(plugin) => out.push(plugin),
+            None if config.enable_admission.iter().any(|n| n == name) => {
+                tracing::warn!("admission plugin {name} is accepted and has no effect yet");
+            }
+            None => {}
+        }
+    }
+    // Not switched by a flag: Kubernetes' registry does these checks. After all changes, before validation.
+    if config.authorization_modes.iter().any(|m| m == "RBAC") {
+        out.push(Arc::new(Escalation { rbac: Arc::new(Rbac::new(objects.clone())), authorizer: authorizer.clone() }));
+    }
+    // Charges for the object, so it must be the last to have a say.
+    out.extend(quota);
+    Ok(out)
+}
+
+fn make(
+    name: &'static str,
+    config: &Arc<Config>,
+    authorizer: &Arc<dyn Authorizer>,
+    hooks: &Arc<webhook::Webhooks>,
+) -> Result<Option<Arc<dyn Plugin>>, String> {
+    let newest = config.release > Release::V1_20;
+    Ok(Some(match name {
+        "AlwaysDeny" => Arc::new(AlwaysDeny),
+        "NamespaceAutoProvision" => Arc::new(namespaces::AutoProvision),
+        "NamespaceLifecycle" => Arc::new(namespaces::Lifecycle),
+        "NamespaceExists" => Arc::new(namespaces::Exists),
+        "SecurityContextDeny" => Arc::new(pods::SecurityContextDeny),
+        "LimitPodHardAntiAffinityTopology" => Arc::new(pods::HardAntiAffinity),
+        "LimitRanger" => Arc::new(limit_ranger::LimitRanger),
+        "ServiceAccount" => Arc::new(service_account::ServiceAccount {
+            bound_tokens: newest
+                || config.feature_gates.get("BoundServiceAccountTokenVolume").is_some_and(|v| v == "true"),
+        }),
+        "NodeRestriction" => Arc::new(node_restriction::NodeRestriction { newest }),
+        "TaintNodesByCondition" => Arc::new(pods::TaintNodes),
+        "AlwaysPullImages" => Arc::new(pods::AlwaysPullImages),
+        "PodSecurity" => Arc::new(pod_security::PodSecurity),
+        "PodNodeSelector" => Arc::new(pods::NodeSelector),
+        "Priority" => Arc::new(priority::Priority),
+        "DefaultTolerationSeconds" => Arc::new(tolerations::DefaultSeconds {
+            not_ready: config.not_ready_toleration,
+            unreachable: config.unreachable_toleration,
+        }),
+        "ExtendedResourceToleration" => Arc::new(tolerations::ExtendedResources),
+        "DenyEscalatingExec" => Arc::new(pods::DenyExec { escalating: true }),
+        "DenyExecOnPrivileged" => Arc::new(pods::DenyExec { escalating: false }),
+        "DefaultStorageClass" => Arc::new(storage::DefaultClass { newest }),
+        "StorageObjectInUseProtection" => Arc::new(storage::InUseProtection),
+        "PersistentVolumeClaimResize" => Arc::new(storage::Resize),
+        "RuntimeClass" => Arc::new(runtime_class::RuntimeClass),
+        "CertificateApproval" => Arc::new(certificates::Approval(authorizer.clone())),
+        "CertificateSigning" => Arc::new(certificates::Signing(authorizer.clone())),
+        "CertificateSubjectRestriction" => Arc::new(certificates::SubjectRestriction),
+        "DefaultIngressClass" => Arc::new(ingress::DefaultClass),
+        "MutatingAdmissionWebhook" => Arc::new(webhook::Mutating(hooks.clone())),
+        "ValidatingAdmissionWebhook" => Arc::new(webhook::Validating(hooks.clone())),
+        "ResourceQuota" => Arc::new(resource_quota::ResourceQuota::default()),
+        _ => return Ok(None),
+    }))
+}
+
+/// 403 of a plug-in: `pods "x" is forbidden: <why>`. Objects whose name is still to be generated are named by its
+/// prefix, others without a name are `Unknown`.
+pub fn forbidden(request: &AdmissionRequest, why: impl std::fmt::Display) -> Status {
+    let candidates = [
+        request.name.as_str(),
+        str_at(&request.object, &["metadata", "name"]),
+        str_at(&request.object, &["metadata", "generateName"]),
+    ];
+    let name = candidates.into_iter().find(|n| !n.is_empty()).unwrap_or("Unknown");
+    Status::forbidden(&request.group, &request.resource, name, &why.to_string())
+}
+
+/// Whether a request is about this resource itself, not a subresource.
+pub(crate) fn is_about(request: &AdmissionRequest, group: &str, resource: &str) -> bool {
+    request.group == group && request.resource == resource && request.subresource.is_empty()
+}
+
+/// Whether a request creates a pod.
+pub(crate) fn creates_pod(request: &AdmissionRequest) -> bool {
+    is_about(request, "", "pods") && request.operation == Operation::Create
+}
+
+/// Whether a list under an object's `metadata` holds a text.
+pub(crate) fn has_finalizer(object: &Value, name: &str) -> bool {
+    list_at(object, &["metadata", "finalizers"]).iter().any(|f| f == name)
+}
+
+/// Runs all plug-ins over a request of a special handler: changes first, checks after.
+pub async fn run(state: &ServerState, request: &mut AdmissionRequest) -> Result<(), Status> {
+    for plugin in &state.admission {
+        plugin.admit(request, &*state.objects).await?;
+    }
+    for plugin in &state.admission {
+        plugin.validate(request, &*state.objects).await?;
+    }
+    Ok(())
+}
+
+/// Refuses everything.
+struct AlwaysDeny;
+
+#[async_trait]
+impl Plugin for AlwaysDeny {
+    fn name(&self) -> &'static str {
+        "AlwaysDeny"
+    }
+
+    async fn validate(&self, request: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
+        Err(forbidden(request, "admission control is denying all modifications"))
+    }
+}
+
+/// A request for tests of plug-ins: a user creates an object.
+#[cfg(test)]
+pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value) -> AdmissionRequest {
+    AdmissionRequest {
+        user: crate::request::UserInfo { name: "u".into(), ..std::default::Default::default() },
+        group: group.into(),
+        version: "v1".into(),
+        resource: resource.into(),
+        kind: kind.into(),
+        subresource: String::new(),
+        namespace: str_at(&object, &["metadata", "namespace"]).into(),
+        name: str_at(&object, &["metadata", "name"]).into(),
+        operation: Operation::Create,
+        object,
+        old_object: Value::Null,
+        options: Value::Null,
+        dry_run: false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use pilothouse_apimachinery::version::NEWEST;
+
+    fn list(s: &str) -> Vec<String> {
+        s.split(',').filter(|s| !s.is_empty()).map(String::from).collect()
+    }
+
+    #[test]
+    fn switches_plugins() {
+        let on = enabled(Release::V1_20, &list("NodeRestriction"), &list("ServiceAccount")).unwrap();
+        assert_eq!(
+            on,
+            [
+                "NamespaceLifecycle", "LimitRanger", "NodeRestriction", "TaintNodesByCondition", "Priority",
+                "DefaultTolerationSeconds", "DefaultStorageClass", "StorageObjectInUseProtection",
+                "PersistentVolumeClaimResize", "RuntimeClass", "CertificateApproval", "CertificateSigning",
+                "CertificateSubjectRestriction", "DefaultIngressClass", "MutatingAdmissionWebhook",
+                "ValidatingAdmissionWebhook", "ResourceQuota"
+            ]
+        );
+        assert!(enabled(NEWEST, &[], &[]).unwrap().contains(&"PodSecurity"));
+    }
+
+    #[test]
+    fn refuses_unknown_names() {
+        let e = |en: &str, dis: &str| enabled(Release::V1_20, &list(en), &list(dis)).unwrap_err();
+        assert_eq!(e("Nope", ""), "enable-admission-plugins plugin \"Nope\" is unknown");
+        assert_eq!(e("", "PodSecurity"), "disable-admission-plugins plugin \"PodSecurity\" is unknown");
+        assert_eq!(
+            e("LimitRanger", "LimitRanger"),
+            "[LimitRanger] in enable-admission-plugins and disable-admission-plugins overlapped"
+        );
+    }
+
+    #[test]
+    fn names_what_is_refused() {
+        let r = |o: Value| forbidden(&test_create("", "pods", "Pod", o), "no").message;
+        assert_eq!(r(serde_json::json!({"metadata": {"name": "x"}})), "pods \"x\" is forbidden: no");
+        assert_eq!(r(serde_json::json!({"metadata": {"generateName": "x-"}})), "pods \"x-\" is forbidden: no");
+        assert_eq!(r(Value::Null), "pods \"Unknown\" is forbidden: no");
+    }
+}

@@ -1,0 +1,202 @@
+//! `MutatingAdmissionWebhook` and `ValidatingAdmissionWebhook`
+//! (<https://kubernetes.io/docs/reference/access-authn-authz/extensible-admission-controllers/>).
+
+pub mod call;
+pub mod rules;
+
+use std::sync::Arc;
+
+use async_trait::async_trait;
+use futures::future::join_all;
+use pilothouse_api::scheme::Scheme;
+use pilothouse_apimachinery::status::Status;
+use pilothouse_apimachinery::version::Release;
+use serde_json::Value;
+
+use self::call::{Answer, Clients};
+use crate::json::{list_at, str_at};
+use crate::request::{AdmissionRequest, Objects, Plugin};
+
+const GROUP: &str = "admissionregistration.k8s.io";
+
+/// What both plug-ins share.
+pub struct Webhooks {
+    objects: Arc<dyn Objects>,
+    scheme: Scheme,
+    clients: Clients,
+}
+
+/// Changes objects by webhooks.
+pub struct Mutating(pub Arc<Webhooks>);
+/// Refuses objects by webhooks.
+pub struct Validating(pub Arc<Webhooks>);
+
+/// What became of a call.
+enum Outcome {
+    Answered(Answer),
+    /// The call failed, and that is to be ignored.
+    Ignored,
+}
+
+impl Webhooks {
+    /// Webhooks that are configured in `objects`.
+    pub fn new(objects: Arc<dyn Objects>, release: Release) -> Webhooks {
+        Webhooks { objects, scheme: Scheme::new(release), clients: Clients::default() }
+    }
+
+    /// All webhooks of a kind of configuration: configurations by name, webhooks in their order.
+    fn configured(&self, resource: &str) -> Vec<Value> {
+        let mut all = self.objects.list(GROUP, resource, "");
+        all.sort_by(|a, b| str_at(a, &["metadata", "name"]).cmp(str_at(b, &["metadata", "name"])));
+        all.iter().flat_map(|c| list_at(c, &["webhooks"]).to_vec()).collect()
+    }
+
+    /// Whether webhooks are asked at all: never about their own configuration.
+    fn concerns(r: &AdmissionRequest) -> bool {
+        !(r.group == GROUP
+            && matches!(r.resource.as_str(), "mutatingwebhookconfigurations" | "validatingwebhookconfigurations"))
+    }
+
+    /// Further versions in which a resource is served.
+    fn other_versions(&self, r: &AdmissionRequest) -> Vec<String> {
+        self.scheme
+            .resources()
+            .filter(|x| *x.group == *r.group && *x.plural == *r.resource && *x.version != *r.version)
+            .map(|x| x.version.to_string())
+            .collect()
+    }
+
+    /// An object in a version, with its type. Custom resources differ in that alone.
+    fn versioned(&self, r: &AdmissionRequest, version: &str, object: &Value) -> Value {
+        let mut out = object.clone();
+        if !out.is_object() || !r.subresource.is_empty() {
+            return out;
+        }
+        if let Some(resource) = self.scheme.resource(&r.group, version, &r.resource) {
+            resource.from_hub(&mut out);
+        }
+        let api_version = if r.group.is_empty() { version.to_string() } else { format!("{}/{version}", r.group) };
+        out["apiVersion"] = api_version.into();
+        out["kind"] = r.kind.clone().into();
+        out
+    }
+
+    /// An object that a webhook has changed, in the hub version, with defaults.
+    fn hub(&self, r: &AdmissionRequest, version: &str, changed: Value) -> Result<Value, String> {
+        if !r.subresource.is_empty() {
+            return Ok(changed);
+        }
+        let Some(resource) = self.scheme.resource(&r.group, version, &r.resource) else { return Ok(changed) };
+        let mut object = resource.decode_value(changed).map_err(|e| e.message)?.object;
+        let context = resource.context("", true);
+        resource.to_hub(&mut object, &context);
+        Ok(object)
+    }
+
+    /// Calls a webhook, if it wants the request. With the version in which the object was sent.
+    async fn ask<'a>(
+        &self,
+        webhook: &Value,
+        r: &'a AdmissionRequest,
+        others: &'a [String],
+    ) -> Result<Option<(&'a str, Outcome)>, Status> {
+        let Some(version) = rules::version(webhook, r, others) else { return Ok(None) };
+        if !rules::selected(webhook, r, &*self.objects) {
+            return Ok(None);
+        }
+        let name = str_at(webhook, &["name"]);
+        if r.dry_run && !matches!(str_at(webhook, &["sideEffects"]), "None" | "NoneOnDryRun") {
+            return Err(Status::bad_request(format!("admission webhook {name:?} does not support dry run")));
+        }
+        let (object, old) = (self.versioned(r, version, &r.object), self.versioned(r, version, &r.old_object));
+        let result = match call::review(webhook, r, version, object, old) {
+            Some(review) => self.clients.call(webhook, &*self.objects, &review).await,
+            None => Err("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into()),
+        };
+        match result {
+            Ok(answer) => Ok(Some((version, Outcome::Answered(answer)))),
+            Err(why) if str_at(webhook, &["failurePolicy"]) == "Ignore" => {
+                tracing::warn!("Failed calling webhook, failing open {name}: {why}");
+                Ok(Some((version, Outcome::Ignored)))
+            }
+            Err(why) => Err(Status::internal(format!("failed calling webhook {name:?}: {why}"))),
+        }
+    }
+
+    /// Lets one webhook change the request's object; whether it has.
+    async fn mutate(&self, webhook: &Value, r: &mut AdmissionRequest, others: &[String]) -> Result<bool, Status> {
+        let name = str_at(webhook, &["name"]).to_string();
+        let Some((version, outcome)) = self.ask(webhook, r, others).await? else { return Ok(false) };
+        let version = version.to_string();
+        let Outcome::Answered(answer) = outcome else { return Ok(false) };
+        if !answer.allowed {
+            return Err(call::denial(&name, &answer.status));
+        }
+        let Some(patch) = answer.patch.filter(|_| !r.object.is_null()) else { return Ok(false) };
+        let before = self.versioned(r, &version, &r.object);
+        let changed = pilothouse_api::patch::json::apply(&before, &patch)
+            .map_err(|e| Status::internal(e.message))
+            .and_then(|changed| self.hub(r, &version, changed).map_err(Status::internal))?;
+        let is_changed = changed != r.object;
+        r.object = changed;
+        Ok(is_changed)
+    }
+}
+
+#[async_trait]
+impl Plugin for Mutating {
+    fn name(&self) -> &'static str {
+        "MutatingAdmissionWebhook"
+    }
+
+    async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
+        if self.0.objects.revision(GROUP, "mutatingwebhookconfigurations") == 0 || !Webhooks::concerns(r) {
+            return Ok(());
+        }
+        let webhooks = self.0.configured("mutatingwebhookconfigurations");
+        if webhooks.is_empty() {
+            return Ok(());
+        }
+        let others = self.0.other_versions(r);
+        // Who was called before the last change may want to see its outcome.
+        let mut last_change = None;
+        for (i, webhook) in webhooks.iter().enumerate() {
+            if self.0.mutate(webhook, r, &others).await? {
+                last_change = Some(i);
+            }
+        }
+        for webhook in webhooks.iter().take(last_change.unwrap_or(0)) {
+            if str_at(webhook, &["reinvocationPolicy"]) == "IfNeeded" {
+                self.0.mutate(webhook, r, &others).await?;
+            }
+        }
+        Ok(())
+    }
+}
+
+#[async_trait]
+impl Plugin for Validating {
+    fn name(&self) -> &'static str {
+        "ValidatingAdmissionWebhook"
+    }
+
+    async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
+        if self.0.objects.revision(GROUP, "validatingwebhookconfigurations") == 0 || !Webhooks::concerns(r) {
+            return Ok(());
+        }
+        let webhooks = self.0.configured("validatingwebhookconfigurations");
+        if webhooks.is_empty() {
+            return Ok(());
+        }
+        let others = self.0.other_versions(r);
+        let answers = join_all(webhooks.iter().map(|w| self.0.ask(w, r, &others))).await;
+        for (webhook, answer) in webhooks.iter().zip(answers) {
+            if let Some((_, Outcome::Answered(answer))) = answer?
+                && !answer.allowed
+            {
+                return Err(call::denial(str_at(webhook, &["name"]), &answer.status));
+            }
+        }
+        Ok(())
+    }
+}

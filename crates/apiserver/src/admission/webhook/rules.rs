@@ -1,0 +1,118 @@
+//! Which webhooks a request goes to.
+
+use pilothouse_apimachinery::selector::Selector;
+use serde_json::Value;
+
+use crate::json::{get, list_at, str_at, texts};
+use crate::request::{AdmissionRequest, Objects, Operation};
+
+/// An operation's name in rules and reviews.
+pub fn operation_name(operation: Operation) -> &'static str {
+    match operation {
+        Operation::Create => "CREATE",
+        Operation::Update => "UPDATE",
+        Operation::Delete => "DELETE",
+        Operation::Connect => "CONNECT",
+    }
+}
+
+fn resource_fits(patterns: &[String], resource: &str, subresource: &str) -> bool {
+    patterns.iter().any(|p| {
+        let (r, s) = p.split_once('/').unwrap_or((p, ""));
+        (r == "*" || r == resource) && (s == subresource || (s == "*" && p.contains('/')))
+    })
+}
+
+/// Whether a rule fits a request, its API version aside.
+fn fits(rule: &Value, r: &AdmissionRequest) -> bool {
+    let any = |field: &str, value: &str| texts(rule, &[field]).iter().any(|x| x == "*" || x == value);
+    let scope = match str_at(rule, &["scope"]) {
+        "Namespaced" => !r.namespace.is_empty() && r.resource != "namespaces",
+        "Cluster" => r.namespace.is_empty() || (r.group.is_empty() && r.resource == "namespaces"),
+        _ => true,
+    };
+    scope
+        && any("operations", operation_name(r.operation))
+        && any("apiGroups", &r.group)
+        && resource_fits(&texts(rule, &["resources"]), &r.resource, &r.subresource)
+}
+
+/// The API version in which a webhook wants to see a request; `None` where no rule fits. `others` are further versions
+/// in which the resource is served, for webhooks that take equivalent requests.
+pub fn version<'a>(webhook: &Value, r: &'a AdmissionRequest, others: &'a [String]) -> Option<&'a str> {
+    let fitting: Vec<&Value> = list_at(webhook, &["rules"]).iter().filter(|rule| fits(rule, r)).collect();
+    let wants = |v: &str| fitting.iter().any(|rule| texts(rule, &["apiVersions"]).iter().any(|x| x == "*" || x == v));
+    if wants(&r.version) {
+        return Some(&r.version);
+    }
+    if str_at(webhook, &["matchPolicy"]) != "Equivalent" {
+        return None;
+    }
+    others.iter().map(String::as_str).find(|v| wants(v))
+}
+
+/// Whether a webhook's selectors want the objects of a request.
+pub fn selected(webhook: &Value, r: &AdmissionRequest, objects: &dyn Objects) -> bool {
+    let matches = |selector: &Value, labels: &Value| {
+        // An absent selector selects everything here.
+        let empty = selector.as_object().is_none_or(serde_json::Map::is_empty);
+        empty || Selector::from_label_selector(selector).is_ok_and(|s| s.matches(labels))
+    };
+    let labels = |v: &Value| get(v, &["metadata", "labels"]).clone();
+    let selector = get(webhook, &["namespaceSelector"]);
+    let in_namespace = if r.group.is_empty() && r.resource == "namespaces" && r.subresource.is_empty() {
+        // A namespace is judged by its own labels: the new ones, or those it had.
+        let own = if r.operation == Operation::Delete { &r.old_object } else { &r.object };
+        matches(selector, &labels(own))
+    } else if r.namespace.is_empty() {
+        true
+    } else {
+        let namespace = objects.get("", "namespaces", "", &r.namespace);
+        matches(selector, &namespace.map_or(Value::Null, |n| labels(&n)))
+    };
+    let selector = get(webhook, &["objectSelector"]);
+    in_namespace
+        && [&r.object, &r.old_object].into_iter().filter(|o| !o.is_null()).any(|o| matches(selector, &labels(o)))
+        || (in_namespace && r.object.is_null() && r.old_object.is_null() && matches(selector, &Value::Null))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::admission::test_create;
+    use crate::testing::FakeObjects;
+    use serde_json::json;
+
+    fn hook(rule: Value) -> Value {
+        json!({"rules": [rule], "matchPolicy": "Equivalent"})
+    }
+
+    #[test]
+    fn finds_the_version_to_send() {
+        let mut r = test_create("apps", "deployments", "Deployment", json!({"metadata": {"name": "d", "namespace": "n"}}));
+        let rule = |versions: Value, resources: Value| json!({"operations": ["CREATE"], "apiGroups": ["apps"], "apiVersions": versions, "resources": resources, "scope": "*"});
+        let others = ["v1beta1".to_string()];
+        assert_eq!(version(&hook(rule(json!(["v1"]), json!(["deployments"]))), &r, &others), Some("v1"));
+        assert_eq!(version(&hook(rule(json!(["v1beta1"]), json!(["*"]))), &r, &others), Some("v1beta1"));
+        assert_eq!(version(&hook(rule(json!(["v2"]), json!(["*"]))), &r, &others), None);
+        r.subresource = "scale".into();
+        assert_eq!(version(&hook(rule(json!(["*"]), json!(["deployments"]))), &r, &others), None);
+        assert!(version(&hook(rule(json!(["*"]), json!(["*/*"]))), &r, &others).is_some());
+        assert!(version(&hook(rule(json!(["*"]), json!(["*/scale"]))), &r, &others).is_some());
+        r.operation = Operation::Delete;
+        assert_eq!(version(&hook(rule(json!(["*"]), json!(["*/*"]))), &r, &others), None);
+    }
+
+    #[test]
+    fn selects_by_labels() {
+        let o = FakeObjects::default();
+        o.put("", "namespaces", json!({"metadata": {"name": "n", "labels": {"inject": "yes"}}}));
+        let r = test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n", "labels": {"a": "b"}}}));
+        let by = |field: &str, k: &str, v: &str| json!({field: {"matchLabels": {k: v}}});
+        assert!(selected(&by("namespaceSelector", "inject", "yes"), &r, &o));
+        assert!(!selected(&by("namespaceSelector", "inject", "no"), &r, &o));
+        assert!(selected(&by("objectSelector", "a", "b"), &r, &o));
+        assert!(!selected(&by("objectSelector", "a", "c"), &r, &o));
+        assert!(selected(&json!({"namespaceSelector": {}, "objectSelector": {}}), &r, &o));
+    }
+}

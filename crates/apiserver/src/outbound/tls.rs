@@ -1,0 +1,124 @@
+//! TLS for connections that the server opens.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
+use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
+
+/// The cryptography of this program.
+pub fn provider() -> Arc<CryptoProvider> {
+    Arc::new(rustls::crypto::aws_lc_rs::default_provider())
+}
+
+/// How the other side is verified.
+pub enum Trust<'a> {
+    /// By the certificates in PEM.
+    Pem(&'a [u8]),
+    /// By the certificates that the machine trusts.
+    System,
+    /// Not at all.
+    Anything,
+}
+
+/// A certificate chain and its key.
+pub type Identity = (Vec<CertificateDer<'static>>, PrivateKeyDer<'static>);
+
+/// The roots in PEM text.
+pub fn roots(pem: &[u8]) -> Result<RootCertStore, String> {
+    let mut store = RootCertStore::empty();
+    for cert in CertificateDer::pem_slice_iter(pem) {
+        store.add(cert.map_err(|e| e.to_string())?).map_err(|e| e.to_string())?;
+    }
+    if store.is_empty() { Err("no valid certificates found".into()) } else { Ok(store) }
+}
+
+/// The roots in a file; the error names it.
+pub fn roots_of_file(path: &Path) -> Result<RootCertStore, String> {
+    let pem = std::fs::read(path).map_err(|e| format!("{}: {e}", path.display()))?;
+    roots(&pem).map_err(|e| format!("{}: {e}", path.display()))
+}
+
+/// A certificate and its key from PEM text.
+pub fn identity(certificate: &[u8], key: &[u8]) -> Result<Identity, String> {
+    let chain: Result<Vec<_>, _> = CertificateDer::pem_slice_iter(certificate).collect();
+    let chain = chain.map_err(|e| e.to_string())?;
+    if chain.is_empty() {
+        return Err("no certificate in PEM data".into());
+    }
+    Ok((chain, PrivateKeyDer::from_pem_slice(key).map_err(|e| format!("private key: {e}"))?))
+}
+
+/// A certificate and its key from files; errors name the file.
+pub fn identity_of_files(certificate: &Path, key: &Path) -> Result<Identity, String> {
+    let read = |p: &Path| std::fs::read(p).map_err(|e| format!("{}: {e}", p.display()));
+    identity(&read(certificate)?, &read(key)?).map_err(|e| format!("{}: {e}", certificate.display()))
+}
+
+/// A client's configuration: HTTP/1.1 without ALPN, as upgrades need it.
+pub fn client(trust: Trust<'_>, identity: Option<Identity>) -> Result<Arc<ClientConfig>, String> {
+    let builder = ClientConfig::builder_with_provider(provider())
+        .with_safe_default_protocol_versions()
+        .map_err(|e| e.to_string())?;
+    let builder = match trust {
+        Trust::Pem(pem) => builder.with_root_certificates(roots(pem)?),
+        Trust::System => {
+            let files = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
+            let pem = files.iter().find_map(|f| std::fs::read(f).ok()).unwrap_or_default();
+            let mut store = RootCertStore::empty();
+            store.add_parsable_certificates(CertificateDer::pem_slice_iter(&pem).flatten());
+            builder.with_root_certificates(store)
+        }
+        Trust::Anything => {
+            let algorithms = provider().signature_verification_algorithms;
+            builder.dangerous().with_custom_certificate_verifier(Arc::new(Unverified(algorithms)))
+        }
+    };
+    let config = match identity {
+        Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(|e| e.to_string())?,
+        None => builder.with_no_client_auth(),
+    };
+    Ok(Arc::new(config))
+}
+
+/// Accepts any certificate: kubelets' own, where no CA for them is configured, as Kubernetes does.
+#[derive(Debug)]
+struct Unverified(WebPkiSupportedAlgorithms);
+
+impl ServerCertVerifier for Unverified {
+    fn verify_server_cert(
+        &self,
+        _end_entity: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _server_name: &ServerName<'_>,
+        _ocsp_response: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.0.supported_schemes()
+    }
+}
