@@ -114,7 +114,7 @@ fn bare_metadata(review: &Value) -> ErrorList {
 
 fn metadata_faults(review: &Value, allowed: &[&str], why: &str) -> ErrorList {
     let extra = map_at(review, &["metadata"]).into_iter().flatten().any(|(name, value)| {
-        !["creationTimestamp", "managedFields"].contains(&name.as_str())
+        !["creationTimestamp", "managedFields", "uid"].contains(&name.as_str())
             && !allowed.contains(&name.as_str())
             && !value.is_null()
     });

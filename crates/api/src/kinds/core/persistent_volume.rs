@@ -12,6 +12,7 @@ use super::resources;
 use crate::go_print;
 use crate::kinds::checks::{immutable, invalid_each, node_selector, strings};
 use crate::kinds::columns::{AGE, NAME, text, wide};
+use crate::kinds::pod::diff::of_structs;
 use crate::kinds::{Context, Kind, RowContext, STATUS, Version};
 use crate::table::{age_cell, name_cell};
 
@@ -198,12 +199,13 @@ fn is_root(path: &str) -> bool {
     path.starts_with('/') && depth == 0
 }
 
-fn sources(object: &Value) -> Vec<(&'static str, Value)> {
+fn sources(object: &Value) -> Value {
     SOURCES
         .iter()
-        .map(|name| (*name, get(object, &["spec", name]).clone()))
+        .map(|name| ((*name).to_string(), get(object, &["spec", name]).clone()))
         .filter(|(_, v)| !v.is_null())
-        .collect()
+        .collect::<Map<String, Value>>()
+        .into()
 }
 
 fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
@@ -221,10 +223,12 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
     if has(old, &["spec", "csi"]) && !has(old, &["spec", "csi", "controllerExpandSecretRef"]) {
         remove(&mut compared, &["spec", "csi", "controllerExpandSecretRef"]);
     }
-    if sources(&compared) != sources(old) {
+    let (after, before) = (sources(&compared), sources(old));
+    if after != before {
+        let diff = of_structs("core.PersistentVolumeSource", &after, &before);
         errs.push(field::forbidden(
             &Path::new("spec.persistentvolumesource"),
-            "spec.persistentvolumesource is immutable after creation",
+            &format!("spec.persistentvolumesource is immutable after creation\n{diff}"),
         ));
     }
     let mode = |o| get(o, &["spec", "volumeMode"]);

@@ -13,6 +13,7 @@ use super::persistent_volume::{CLASS_ANNOTATION, VOLUME_MODES, access_modes, acc
 use super::resources;
 use crate::kinds::checks::{immutable, invalid_each, strings};
 use crate::kinds::columns::{AGE, NAME, text, wide};
+use crate::kinds::pod::diff::of_structs;
 use crate::kinds::{Context, Kind, RowContext, STATUS, Version};
 use crate::table::{age_cell, name_cell};
 
@@ -181,7 +182,8 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
         } else {
             "spec is immutable after creation except resources.requests and volumeAttributesClassName for bound claims"
         };
-        errs.push(field::forbidden(&Path::new("spec"), why));
+        let diff = of_structs("core.PersistentVolumeClaimSpec", &new_spec, &old_spec);
+        errs.push(field::forbidden(&Path::new("spec"), &format!("{why}\n{diff}")));
     }
     let size = |o| get(o, &["spec", "resources", "requests", "storage"]);
     if resources::compare(size(new), size(old)) == Ordering::Less {

@@ -234,10 +234,8 @@ fn quobyte(source: &Value, path: &Path) -> ErrorList {
         let why = "must be a UUID and may not exceed a length of 64 characters";
         errs.push(field::required(&path.child("tenant"), why));
     } else {
-        for pair in registry.split(',').filter(|pair| !pair.contains(':')) {
-            let _ = pair;
-            errs.push(field::invalid(&at, registry, PAIRS));
-        }
+        let odd = registry.split(',').filter(|pair| !pair.contains(':')).count();
+        errs.extend((0..odd).map(|_| field::invalid(&at, registry, PAIRS)));
     }
     errs.extend(required(source, path, &["volume"]));
     errs

@@ -102,7 +102,7 @@ fn applies(scope: &str, resource: &str) -> bool {
     }
 }
 
-fn misapplied<'a>(object: &'a Value, scope: &str) -> usize {
+fn misapplied(object: &Value, scope: &str) -> usize {
     map_at(object, &["spec", "hard"])
         .into_iter()
         .flat_map(Map::keys)

@@ -81,16 +81,12 @@ fn validate(object: &Value, _context: &Context) -> ErrorList {
         "kubernetes.io/dockercfg" => errs.extend(json_key(object, ".dockercfg")),
         "kubernetes.io/dockerconfigjson" => errs.extend(json_key(object, ".dockerconfigjson")),
         // The odd paths below are what Kubernetes answers.
-        "kubernetes.io/basic-auth" => {
-            if !has_key("username") && !has_key("password") {
-                errs.push(field::required(&Path::new("data[%s]").key("username"), ""));
-                errs.push(field::required(&Path::new("data[%s]").key("password"), ""));
-            }
+        "kubernetes.io/basic-auth" if !has_key("username") && !has_key("password") => {
+            errs.push(field::required(&Path::new("data[%s]").key("username"), ""));
+            errs.push(field::required(&Path::new("data[%s]").key("password"), ""));
         }
-        "kubernetes.io/ssh-auth" => {
-            if str_at(object, &["data", "ssh-privatekey"]).is_empty() {
-                errs.push(field::required(&Path::new("data[%s]").key("ssh-privatekey"), ""));
-            }
+        "kubernetes.io/ssh-auth" if str_at(object, &["data", "ssh-privatekey"]).is_empty() => {
+            errs.push(field::required(&Path::new("data[%s]").key("ssh-privatekey"), ""));
         }
         "kubernetes.io/tls" => {
             for key in ["tls.crt", "tls.key"] {

@@ -5,7 +5,12 @@ use serde_json::Value;
 
 /// The difference between the spec of an update and the old one.
 pub(super) fn pod_spec(new: &Value, old: &Value) -> String {
-    let mut out = String::from("  core.PodSpec{\n");
+    of_structs("core.PodSpec", new, old)
+}
+
+/// The difference between two structs of a Go type.
+pub(in crate::kinds) fn of_structs(type_: &str, new: &Value, old: &Value) -> String {
+    let mut out = format!("  {type_}{{\n");
     fields(new, old, 1, &mut out);
     out.push_str("  }\n");
     out

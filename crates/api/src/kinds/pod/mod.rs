@@ -2,7 +2,7 @@
 
 mod containers;
 pub(crate) mod defaults;
-mod diff;
+pub(super) mod diff;
 mod downward;
 mod handlers;
 mod image;

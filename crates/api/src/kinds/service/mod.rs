@@ -1,5 +1,6 @@
 //! `Service`.
 
+mod addresses;
 pub mod allocation;
 mod validation;
 

@@ -7,6 +7,7 @@ use pilothouse_apimachinery::json::{get, get_i64, has, i64_at, list_at, str_at};
 use pilothouse_apimachinery::names;
 use serde_json::Value;
 
+use super::addresses::{address_faults, addresses_change, families_change};
 use super::allocation::{has_external_policy, needs_health_check_port};
 use super::{HEADLESS, is_headless, type_of};
 use crate::go_print;
@@ -36,10 +37,6 @@ pub(super) fn validate_update(new: &Value, old: &Value, context: &Context) -> Er
     errs.extend(families_change(new, old));
     errs.extend(faults(new, context));
     if errs.is_empty() { traffic_fields_together(new) } else { errs }
-}
-
-fn shown(service: &Value, name: &str) -> String {
-    go_print::strings(get(service, &["spec", name]))
 }
 
 fn faults(service: &Value, context: &Context) -> ErrorList {
@@ -206,88 +203,6 @@ fn affinity_faults(spec: &Value, path: &Path) -> ErrorList {
     errs
 }
 
-fn address_faults(service: &Value, path: &Path) -> ErrorList {
-    const FAMILIES: &[&str] = &["IPv4", "IPv6"];
-    const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
-    let mut errs = ErrorList::new();
-    if type_of(service) == "ExternalName" {
-        return errs;
-    }
-    let spec = get(service, &["spec"]);
-    let at = path.child("clusterIPs");
-    let ips = strings(spec, &["clusterIPs"]);
-    match (str_at(spec, &["clusterIP"]), ips.first()) {
-        ("", Some(_)) => errs.push(field::invalid_shown(
-            &at,
-            &shown(service, "clusterIPs"),
-            "must be empty when `clusterIP` is empty",
-        )),
-        ("", None) => {}
-        (_, None) => errs.push(field::required(&at, "")),
-        (ip, Some(first)) => {
-            if ip != *first {
-                errs.push(field::invalid_shown(
-                    &at,
-                    &shown(service, "clusterIPs"),
-                    "first value must match `clusterIP`",
-                ));
-            }
-        }
-    }
-    let families = strings(spec, &["ipFamilies"]);
-    let mut seen = BTreeSet::new();
-    for (i, family) in families.iter().enumerate() {
-        let at = path.child("ipFamilies").index(i);
-        if !FAMILIES.contains(family) {
-            errs.push(field::not_supported(&at, *family, FAMILIES));
-        }
-        if !seen.insert(family) {
-            errs.push(field::duplicate(&at, *family));
-        }
-    }
-    if let Some(policy) = get(spec, &["ipFamilyPolicy"]).as_str()
-        && !POLICIES.contains(&policy)
-    {
-        errs.push(field::not_supported(&path.child("ipFamilyPolicy"), policy, POLICIES));
-    }
-    let mut malformed = false;
-    for (i, ip) in ips.iter().enumerate() {
-        if i == 0 && *ip == HEADLESS {
-            if ips.len() > 1 {
-                malformed = true;
-                let why = "'None' must be the first and only value";
-                errs.push(field::invalid_shown(&at, &shown(service, "clusterIPs"), why));
-            }
-            continue;
-        }
-        let messages = names::ip(ip);
-        malformed |= !messages.is_empty();
-        errs.extend(invalid_each(&at.index(i), ip, messages));
-    }
-    if ips.len() > 2 {
-        errs.push(field::invalid_shown(&at, &shown(service, "clusterIPs"), "may only hold up to 2 values"));
-    }
-    if malformed {
-        return errs;
-    }
-    if ips.len() > 1 && ips.iter().map(|ip| names::is_ipv6(ip)).collect::<BTreeSet<_>>().len() < 2 {
-        errs.push(field::invalid_shown(
-            &at,
-            &shown(service, "clusterIPs"),
-            "may specify no more than one IP for each IP family",
-        ));
-    }
-    if !is_headless(service) && errs.is_empty() {
-        for (i, (ip, family)) in ips.iter().zip(&families).enumerate() {
-            if names::is_ipv6(ip) != (*family == "IPv6") {
-                let why = format!("expected an {family} value as indicated by `ipFamilies[{i}]`");
-                errs.push(field::invalid(&at.index(i), *ip, &why));
-            }
-        }
-    }
-    errs
-}
-
 fn ports_together(ports: &[Value], type_: &str, path: &Path, context: &Context) -> ErrorList {
     let mut errs = ErrorList::new();
     let protocol = |p| str_at(p, &["protocol"]);
@@ -426,67 +341,6 @@ fn traffic_fields_together(service: &Value) -> ErrorList {
             port,
             "HealthCheckNodePort can only be set on LoadBalancer service with ExternalTrafficPolicy=Local",
         ));
-    }
-    errs
-}
-
-fn addresses_change(new: &Value, old: &Value) -> ErrorList {
-    let mut errs = ErrorList::new();
-    if [new, old].iter().any(|s| type_of(s) == "ExternalName") || (is_headless(new) && is_headless(old)) {
-        return errs;
-    }
-    let (before, after) = (strings(old, &["spec", "clusterIPs"]), strings(new, &["spec", "clusterIPs"]));
-    let path = Path::new("spec.clusterIPs");
-    let mut push = |i: usize, why: &str| {
-        errs.push(field::invalid_shown(&path.index(i), &shown(new, "clusterIPs"), why));
-    };
-    if before.len() == after.len() {
-        for (i, _) in before.iter().zip(&after).enumerate().filter(|(_, (b, a))| b != a) {
-            push(i, "may not change once set");
-        }
-        return errs;
-    }
-    if before.len() > after.len() && after.is_empty() {
-        push(0, "primary clusterIP can not be unset");
-    }
-    if !before.is_empty() && !after.is_empty() && before[0] != after[0] {
-        push(0, "may not change once set");
-    }
-    if before.len() > after.len()
-        && after.len() == 1
-        && str_at(new, &["spec", "ipFamilyPolicy"]) != "SingleStack"
-    {
-        push(0, "`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary clusterIP");
-    }
-    errs
-}
-
-fn families_change(new: &Value, old: &Value) -> ErrorList {
-    let mut errs = ErrorList::new();
-    if [new, old].iter().any(|s| type_of(s) == "ExternalName" || is_headless(s)) {
-        return errs;
-    }
-    let (before, after) = (strings(old, &["spec", "ipFamilies"]), strings(new, &["spec", "ipFamilies"]));
-    let path = Path::new("spec.ipFamilies").index(0);
-    let families = go_print::list("core.IPFamily", get(new, &["spec", "ipFamilies"]), |f| {
-        go_print::quoted(f.as_str().unwrap_or(""))
-    });
-    if before.len() == after.len() {
-        for _ in before.iter().zip(&after).filter(|(b, a)| b != a) {
-            errs.push(field::invalid_shown(&path, &families, "may not change once set"));
-        }
-        return errs;
-    }
-    let shrinks = before.len() > after.len();
-    if shrinks && list_at(new, &["spec", "clusterIPs"]).is_empty() {
-        errs.push(field::invalid_shown(&path, &families, "primary ipFamily can not be unset"));
-    }
-    if !before.is_empty() && !after.is_empty() && before[0] != after[0] {
-        errs.push(field::invalid_shown(&path, &shown(new, "clusterIPs"), "may not change once set"));
-    }
-    if shrinks && after.len() == 1 && str_at(new, &["spec", "ipFamilyPolicy"]) != "SingleStack" {
-        let why = "`ipFamilyPolicy` must be set to 'SingleStack' when releasing the secondary ipFamily";
-        errs.push(field::invalid_shown(&path, &families, why));
     }
     errs
 }

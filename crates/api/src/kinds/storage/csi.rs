@@ -28,6 +28,7 @@ const GATED: &[&str] = &["storageCapacity", "tokenRequests", "requiresRepublish"
 /// `CSIDriver`.
 pub static CSI_DRIVER: Kind = Kind {
     namespaced: false,
+    validated_twice: true,
     allow_unconditional_update: false,
     storage_version: "storage.k8s.io/v1",
     default: default_driver,
@@ -90,11 +91,13 @@ pub static CSI_DRIVER: Kind = Kind {
 /// `CSINode`.
 pub static CSI_NODE: Kind = Kind {
     namespaced: false,
+    validated_twice: true,
     allow_unconditional_update: false,
     storage_version: "storage.k8s.io/v1",
     validate: |node, context| node_faults(node, context),
     validate_update: |new, old, context| {
-        let mut errs = node_faults(new, context);
+        // Kubernetes checks an update twice over.
+        let mut errs = [node_faults(new, context), node_faults(new, context)].concat();
         for before in list_at(old, &["spec", "drivers"]) {
             for after in list_at(new, &["spec", "drivers"]) {
                 if str_at(before, &["name"]) == str_at(after, &["name"]) && before != after {
