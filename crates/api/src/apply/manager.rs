@@ -52,7 +52,7 @@ type Conflicts = Vec<(ManagerId, Path)>;
 
 enum Failure {
     Conflicts(Conflicts),
-    Status(Status),
+    Status(Box<Status>),
 }
 
 /// 500 with a bare text, as an error that is no `Status` is answered.
@@ -171,7 +171,7 @@ impl<'a> FieldManager<'a> {
         let (mut object, managed) = match outcome {
             Ok(done) => done,
             Err(Failure::Conflicts(conflicts)) => return Err(conflict_status(&conflicts)),
-            Err(Failure::Status(status)) => return Err(status),
+            Err(Failure::Status(status)) => return Err(*status),
         };
         if manager == KUBECTL && json::has(&object, &["metadata", "annotations", LAST_APPLIED]) {
             let mut applied = config.clone();
@@ -236,7 +236,9 @@ impl<'a> FieldManager<'a> {
         force: bool,
     ) -> std::result::Result<(Value, Managed), Failure> {
         let typed_live = typed::validate(self.type_, live);
-        typed_live.map_err(|e| Failure::Status(bare(format!("failed to create typed live object: {e}"))))?;
+        typed_live.map_err(|e| {
+            Failure::Status(Box::new(bare(format!("failed to create typed live object: {e}"))))
+        })?;
         let id = self.id(manager, Operation::Apply);
         let former = managed.clone();
         let mut managed = self.reconcile(live, managed);

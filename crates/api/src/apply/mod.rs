@@ -3,14 +3,12 @@
 pub mod managed;
 pub mod manager;
 pub mod path;
-pub mod resource;
 pub mod set;
 pub mod show;
 pub mod typed;
 pub mod types;
 
 pub use manager::{Convert, FieldManager};
-pub use resource::{manage_apply, manage_update};
 pub use types::Type;
 
 #[cfg(test)]

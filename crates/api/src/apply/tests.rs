@@ -204,6 +204,53 @@ fn atomic_and_granular() {
     assert_eq!(adapted, json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}}));
 }
 
+/// The newest release follows the schema of a custom resource.
+#[test]
+fn custom_lists_are_merged_by_their_keys() {
+    let schema = crate::crd::schema::Schema::parse(
+        &json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {
+            "list": {"type": "array", "x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["k", "p"],
+                "items": {"type": "object", "properties": {
+                    "k": {"type": "string"}, "p": {"type": "string", "default": "TCP"}, "v": {"type": "string"}}}},
+            "set": {"type": "array", "x-kubernetes-list-type": "set", "items": {"type": "string"}},
+            "whole": {"type": "object", "x-kubernetes-map-type": "atomic", "additionalProperties": {"type": "string"}},
+        }}}}),
+    );
+    let object =
+        |spec: Value| json!({"apiVersion": "x/v1", "kind": "X", "metadata": {"name": "x"}, "spec": spec});
+    let empty = json!({"apiVersion": "x/v1", "kind": "X"});
+    let fields = FieldManager {
+        release: NEWEST,
+        api_version: "x/v1",
+        subresource: "",
+        ignore_request_fields: false,
+        type_: Type::custom(Catalogue::of(NEWEST), Some(&schema)),
+        empty: &empty,
+        reset: Set::default(),
+        now: NOW.into(),
+        convert: &|_, _| None,
+    };
+    let one = object(json!({"list": [{"k": "a", "v": "1"}], "set": ["x"], "whole": {"a": "1"}}));
+    let live = fields.apply(&empty, &one, "m1", false).unwrap();
+    let two = object(json!({"list": [{"k": "b", "p": "UDP"}, {"k": "a"}], "set": ["y", "x"]}));
+    let live = fields.apply(&live, &two, "m2", false).unwrap();
+    assert_eq!(
+        live["spec"],
+        json!({"list": [{"k": "a", "v": "1"}, {"k": "b", "p": "UDP"}], "set": ["x", "y"], "whole": {"a": "1"}})
+    );
+    let owned = &live["metadata"]["managedFields"][0]["fieldsV1"]["f:spec"];
+    assert_eq!(owned["f:list"], json!({"k:{\"k\":\"a\",\"p\":\"TCP\"}": {".": {}, "f:k": {}, "f:v": {}}}));
+    assert_eq!((&owned["f:set"], &owned["f:whole"]), (&json!({"v:\"x\"": {}}), &json!({})));
+    // What the first manager leaves out goes, as far as the second does not hold it.
+    let live = fields.apply(&live, &object(json!({"set": []})), "m1", false).unwrap();
+    assert_eq!(live["spec"], json!({"list": [{"k": "a"}, {"k": "b", "p": "UDP"}], "set": ["x", "y"]}));
+    let error = fields.apply(&live, &object(json!({"set": ["x", "x"]})), "m1", false).unwrap_err();
+    assert_eq!(
+        error.message,
+        "failed to create typed patch object: .spec.set: duplicate entries for key [=\"x\"]"
+    );
+}
+
 #[test]
 fn does_not_fit() {
     let live = config_map(json!({}));

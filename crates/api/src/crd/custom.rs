@@ -53,6 +53,8 @@ pub struct CustomVersion {
     pub scale: Option<ScalePaths>,
     /// Table columns.
     pub printer: Printer,
+    /// Fields that selectors may name, as simple paths (`spec.color`); none in v1.20.
+    pub selectable: Vec<String>,
     /// Release served.
     pub release: Release,
 }
@@ -135,6 +137,11 @@ fn version(crd: &Value, names: &Value, v: &Value, release: Release) -> CustomVer
                 .map(str::to_string),
         }),
         printer: Printer::new(list_at(v, &["additionalPrinterColumns"])),
+        selectable: list_at(v, &["selectableFields"])
+            .iter()
+            .filter(|_| release != Release::V1_20)
+            .map(|f| str_at(f, &["jsonPath"]).trim_start_matches('.').to_string())
+            .collect(),
         release,
         group,
         version,
@@ -151,6 +158,15 @@ impl CustomVersion {
     /// `group/version`.
     pub fn api_version(&self) -> String {
         format!("{}/{}", self.group, self.version)
+    }
+
+    /// The fields that selectors may name, with an object's values.
+    pub fn selectable_fields(&self, object: &Value) -> Vec<(String, String)> {
+        let value = |path: &String| match get(object, &names_of(path)) {
+            Value::Null => String::new(),
+            value => show::plain(value),
+        };
+        self.selectable.iter().map(|path| (path.clone(), value(path))).collect()
     }
 
     fn options(&self) -> validate::Options {

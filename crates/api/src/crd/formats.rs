@@ -102,7 +102,7 @@ fn is_isbn10(text: &str) -> bool {
         _ => None,
     };
     digits.len() == 10
-        && digits.iter().enumerate().map(value).sum::<Option<u32>>().is_some_and(|sum| sum % 11 == 0)
+        && digits.iter().enumerate().map(value).sum::<Option<u32>>().is_some_and(|sum| sum.is_multiple_of(11))
 }
 
 fn is_isbn13(text: &str) -> bool {
@@ -113,7 +113,7 @@ fn is_isbn13(text: &str) -> bool {
             .enumerate()
             .map(|(i, b)| u32::from(b - b'0') * if i % 2 == 0 { 1 } else { 3 })
             .sum();
-        sum % 10 == 0
+        sum.is_multiple_of(10)
     }
 }
 
@@ -129,7 +129,7 @@ fn is_credit_card(text: &str) -> bool {
                 if d > 9 { d - 9 } else { d }
             })
             .sum();
-        sum % 10 == 0
+        sum.is_multiple_of(10)
     }
 }
 

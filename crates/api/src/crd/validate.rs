@@ -79,10 +79,7 @@ impl Validator<'_> {
     }
 
     fn invalid(&self, path: &str, shown: &str, text: &str) -> Error {
-        let name = if path.is_empty() { "" } else { path };
-        let detail =
-            if name.is_empty() { format!("in body {text}") } else { format!("{name} in body {text}") };
-        self.error(path, ErrorType::Invalid, format!("Invalid value: {shown}: {detail}"))
+        self.error(path, ErrorType::Invalid, format!("Invalid value: {shown}: {path} in body {text}"))
     }
 
     /// A fault that go-openapi reports without a field: Kubernetes shows it at `<nil>`, or where the base is.
@@ -134,7 +131,7 @@ impl Validator<'_> {
             && (value.is_string() || value.is_array())
             && !types.contains(&"number")
             && !types.contains(&"integer");
-        if !fits && !(by_format && !value.is_null()) {
+        if !fits && (!by_format || value.is_null()) {
             out.errors.push(self.invalid(
                 path,
                 &format!("{own:?}"),

@@ -90,3 +90,6 @@ fn prepare_update(new: &mut Value, old: &Value, context: &Context) {
         add_stored_versions(new);
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -24,8 +24,11 @@ use crate::scheme::{self, Scheme};
 #[cfg(test)]
 mod tests;
 
-/// The media type of the protobuf form.
+/// The media type by which clients ask for the protobuf form.
 pub const PROTOBUF: &str = "application/com.github.proto-openapi.spec.v2@v1.0+protobuf";
+
+/// The media type of the answer to [`PROTOBUF`]: `@` may not stand in a `Content-Type`, and clients parse it.
+pub const PROTOBUF_ANSWER: &str = "application/com.github.proto-openapi.spec.v2.v1.0+protobuf";
 
 /// A subresource, as OpenAPI needs to know it.
 #[derive(Debug, Clone)]
