@@ -8,7 +8,7 @@ use http::StatusCode;
 use pilothouse_api::kinds::RowContext;
 use pilothouse_api::protobuf;
 use pilothouse_api::schema::Schema;
-use pilothouse_api::scheme::partial_metadata;
+use pilothouse_api::scheme::{Resource, partial_metadata};
 use pilothouse_api::table::{self, IncludeObject};
 use pilothouse_apimachinery::status::Status;
 use serde_json::{Value, json};
@@ -33,6 +33,15 @@ pub struct ListMeta {
 }
 
 impl ListMeta {
+    /// As lists of an endpoint have it: those of custom resources show an empty token, too.
+    fn of_list(&self, custom: bool) -> Value {
+        let mut v = self.to_value();
+        if custom && self.continue_token.is_empty() {
+            v["continue"] = json!("");
+        }
+        v
+    }
+
     fn to_value(&self) -> Value {
         let mut v = json!({});
         if !self.resource_version.is_empty() {
@@ -226,7 +235,9 @@ impl Encoder {
 
     /// `PartialObjectMetadata` of an object.
     fn metadata(&self, object: &Value) -> Value {
-        partial_metadata(object, self.meta_version())
+        let mut metadata = partial_metadata(object, self.meta_version());
+        internal_metadata(&self.endpoint.resource, Some(&mut metadata));
+        metadata
     }
 
     /// A table of objects; the columns are only described where `headers` is set.
@@ -234,9 +245,10 @@ impl Encoder {
         let context = RowContext { now: now() };
         let resource = &self.endpoint.resource;
         let row = |o: &Arc<Value>| match self.include {
-            // Metadata is that of the hub version: no conversion has touched it.
             IncludeObject::None | IncludeObject::Metadata => {
-                table::row(resource, o, o, self.include, self.meta_version(), &context)
+                let mut row = table::row(resource, o, o, self.include, self.meta_version(), &context);
+                internal_metadata(resource, row.get_mut("object"));
+                row
             }
             IncludeObject::Object => {
                 table::row(resource, o, &self.versioned(o), self.include, self.meta_version(), &context)
@@ -255,7 +267,7 @@ impl Encoder {
                     "{{\"kind\":\"{}\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
                     resource.list_kind,
                     self.api_version(),
-                    meta.to_value()
+                    meta.of_list(resource.is_custom())
                 );
                 self.joined(context, head, entries, |e| self.item_of(e))
             }
@@ -317,7 +329,8 @@ impl Encoder {
                                 }
                             })
                             .collect();
-                        json!({"kind": kind, "apiVersion": version, "metadata": meta.to_value(), "items": items})
+                        let custom = shape == Shape::Object && resource.is_custom();
+                        json!({"kind": kind, "apiVersion": version, "metadata": meta.of_list(custom), "items": items})
                     }
                 };
                 Ok(respond::parts(context, self.content_type(), vec![self.document(media, &shown)]))
@@ -347,8 +360,9 @@ impl Encoder {
     /// The metadata of an item of a `PartialObjectMetadataList`, JSON.
     fn metadata_of(&self, entry: &Entry) -> Result<Bytes, Status> {
         entry_form(entry, &"metadata item".into(), || {
-            let metadata = entry.object().get("metadata").cloned().unwrap_or(Value::Null);
-            Ok(serde_json::to_vec(&json!({"metadata": metadata})).unwrap_or_default().into())
+            let mut partial = self.metadata(&entry.object());
+            strip_type(&mut partial);
+            Ok(serde_json::to_vec(&partial).unwrap_or_default().into())
         })
     }
 
@@ -388,6 +402,23 @@ pub fn versioned(endpoint: &Endpoint, object: &Value) -> Value {
     v["apiVersion"] = json!(&*endpoint.resource.api_version);
     v["kind"] = json!(&*endpoint.resource.kind);
     v
+}
+
+/// Metadata that is shown without its object is that of Kubernetes' internal version, which lacks the annotation that
+/// stands for a field of old versions of DaemonSet.
+fn internal_metadata(resource: &Resource, partial: Option<&mut Value>) {
+    const GENERATION: &str = "deprecated.daemonset.template.generation";
+    if &*resource.kind != "DaemonSet" || &*resource.group != "apps" {
+        return;
+    }
+    if let Some(metadata) = partial.and_then(|p| p.get_mut("metadata")).and_then(Value::as_object_mut)
+        && let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
+    {
+        annotations.remove(GENERATION);
+        if annotations.is_empty() {
+            metadata.remove("annotations");
+        }
+    }
 }
 
 fn strip_type(v: &mut Value) {

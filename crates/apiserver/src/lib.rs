@@ -18,6 +18,7 @@ pub mod deprecation;
 pub mod dispatch;
 pub mod encode;
 pub mod fields;
+pub mod flow_schemas;
 pub mod handlers;
 pub mod health;
 pub mod impersonation;

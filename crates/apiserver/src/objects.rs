@@ -96,7 +96,7 @@ impl Objects for ServerObjects {
             .object;
         endpoint.hub.to_hub(&mut object, &context);
         let mut object = fields::track(&self.registry.scheme(), &endpoint, "", None, object, MANAGER);
-        lifecycle::before_create(target, &mut object)?;
+        lifecycle::before_create(target, None, &mut object)?;
         let name = str_at(&object, &["metadata", "name"]).to_string();
         match create::store(target, object, false).await? {
             Some(done) => Ok(done.value()),

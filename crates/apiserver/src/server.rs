@@ -120,12 +120,14 @@ async fn after_start(state: Arc<ServerState>, stop: Stop) {
     let _ = custom.await;
     state.health.hooks_done_except(&["rbac/bootstrap-roles", "bootstrap-controller", "scheduling/bootstrap-system-priority-classes"]);
     let registration = tokio::spawn(crate::apiservices::run(state.clone(), stop.clone()));
+    let flows = tokio::spawn(crate::flow_schemas::run(state.clone(), stop.clone()));
     let objects: BoxFuture<'static, ()> = Box::pin(bootstrap::run(state.clone(), stop.clone()));
     objects.await;
     state.health.hooks_done_except(&[]);
     stop.wait().await;
     definitions.abort();
     registration.abort();
+    flows.abort();
 }
 
 /// Accepts connections until `stop`, then lets go of them in order.

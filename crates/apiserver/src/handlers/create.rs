@@ -10,7 +10,7 @@ use super::Call;
 use super::lifecycle::{self, Target};
 use crate::encode::Object;
 use crate::fields;
-use crate::json::{has, remove, set, str_at};
+use crate::json::{has, set, str_at};
 use crate::options::WriteOptions;
 use crate::request::{Operation, RequestBody, Response, Write};
 
@@ -67,7 +67,7 @@ pub async fn run(call: &Call, object: Value, options: &WriteOptions, kind: &str)
     let mut tries = if made_up { NAMES } else { 1 };
     loop {
         let mut candidate = object.clone();
-        lifecycle::before_create(target, &mut candidate)?;
+        lifecycle::before_create(target, Some(&call.context.user), &mut candidate)?;
         request.object = candidate;
         if request.name.is_empty() {
             request.name = str_at(&request.object, &["metadata", "name"]).to_string();
@@ -125,7 +125,6 @@ async fn put(
         if endpoint.storage.get(key).await?.is_some() {
             return Ok(None);
         }
-        remove(&mut object, &["metadata", "resourceVersion"]);
         return Ok(Some(Object::Value(Arc::new(object))));
     }
     if !str_at(&object, &["metadata", "resourceVersion"]).is_empty() {

@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use crate::json::{ensure_object, get, has, i64_at, list_at, set, str_at};
 use crate::registry::Endpoint;
+use crate::request::UserInfo;
 use crate::special::SpecialRest;
 
 /// What is written and how the request named it.
@@ -31,15 +32,27 @@ pub fn now() -> String {
     Timestamp::now().rfc3339()
 }
 
-/// Prepares and checks a new object (hub version).
-pub fn before_create(target: Target<'_>, object: &mut Value) -> Result<(), Status> {
+/// Prepares and checks a new object (hub version) of a user.
+pub fn before_create(target: Target<'_>, user: Option<&UserInfo>, object: &mut Value) -> Result<(), Status> {
     let hub = &target.endpoint.hub;
     ensure_object(object, &["metadata"]);
     let uid = uuid::Uuid::new_v4().to_string();
     meta::prepare_create(hub, object, target.namespace, Timestamp::now(), &uid, rand::random::<u32>)?;
     hub.prepare_create(object, target.context);
+    if let Some(user) = user.filter(|_| &*hub.group == "certificates.k8s.io") {
+        sign_request(object, user);
+    }
     let errors = hub.validate(object, target.context);
     if errors.is_empty() { Ok(()) } else { Err(hub.invalid(str_at(object, &["metadata", "name"]), &errors)) }
+}
+
+/// Writes into a CertificateSigningRequest who makes it.
+fn sign_request(object: &mut Value, user: &UserInfo) {
+    let spec = ensure_object(object, &["spec"]);
+    spec.insert("username".into(), json!(user.name));
+    for (field, value) in [("uid", json!(user.uid)), ("groups", json!(user.groups)), ("extra", json!(user.extra))] {
+        spec.insert(field.into(), value);
+    }
 }
 
 /// Prepares and checks a changed object (hub version).
