@@ -56,14 +56,20 @@ pub struct Config {
     pub cluster_cidrs: Vec<String>,
     /// Prefix length of a node's IPv4 range.
     pub node_cidr_mask_size: u8,
-    /// Range of service addresses, left out of the nodes' ranges.
-    pub service_cluster_ip_range: Option<String>,
+    /// Prefix length of a node's IPv6 range.
+    pub node_cidr_mask_size_ipv6: u8,
+    /// Ranges of service addresses, left out of the nodes' ranges.
+    pub service_cluster_ip_ranges: Vec<String>,
     /// How often nodes are looked at.
     pub node_monitor_period: Duration,
     /// How long a node may be silent.
     pub node_monitor_grace_period: Duration,
     /// How long a new node may be silent.
     pub node_startup_grace_period: Duration,
+    /// Whether the garbage collector runs.
+    pub enable_garbage_collector: bool,
+    /// Whether pods are evicted by taints.
+    pub enable_taint_manager: bool,
     /// Nodes per second whose pods are evicted.
     pub node_eviction_rate: f64,
     /// The same where the zone is unhealthy.
@@ -97,8 +103,22 @@ impl Config {
             u16::try_from(flags.int(name)).map_err(|_| format!("--{name}={}: not a port", flags.string(name)))
         };
         let path = |name: &str| flags.opt(name).map(PathBuf::from);
+        let mask = |names: &[&str], default: u8, max: u8| {
+            for name in names {
+                match flags.int(name) {
+                    0 => {}
+                    n => match u8::try_from(n) {
+                        Ok(n) if n <= max => return Ok(n),
+                        _ => return Err(format!("--{name}={n}: not a prefix length")),
+                    },
+                }
+            }
+            Ok(default)
+        };
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let signing = if flags.given("cluster-signing-duration") || !flags.given("experimental-cluster-signing-duration") {
+        let signing = if flags.given("cluster-signing-duration")
+            || !flags.given("experimental-cluster-signing-duration")
+        {
             flags.duration("cluster-signing-duration")
         } else {
             flags.duration("experimental-cluster-signing-duration")
@@ -145,14 +165,14 @@ impl Config {
             cluster_signing_duration: signing,
             allocate_node_cidrs: flags.bool("allocate-node-cidrs"),
             cluster_cidrs: flags.strings("cluster-cidr"),
-            node_cidr_mask_size: match flags.int("node-cidr-mask-size") {
-                0 => 24,
-                n => u8::try_from(n).map_err(|_| format!("--node-cidr-mask-size={n}: not a prefix length"))?,
-            },
-            service_cluster_ip_range: flags.opt("service-cluster-ip-range"),
+            node_cidr_mask_size: mask(&["node-cidr-mask-size-ipv4", "node-cidr-mask-size"], 24, 32)?,
+            node_cidr_mask_size_ipv6: mask(&["node-cidr-mask-size-ipv6"], 64, 128)?,
+            service_cluster_ip_ranges: flags.strings("service-cluster-ip-range"),
             node_monitor_period: flags.duration("node-monitor-period"),
             node_monitor_grace_period: flags.duration("node-monitor-grace-period"),
             node_startup_grace_period: flags.duration("node-startup-grace-period"),
+            enable_garbage_collector: flags.bool("enable-garbage-collector"),
+            enable_taint_manager: flags.bool("enable-taint-manager"),
             node_eviction_rate: flags.float("node-eviction-rate"),
             secondary_node_eviction_rate: flags.float("secondary-node-eviction-rate"),
             unhealthy_zone_threshold: flags.float("unhealthy-zone-threshold"),

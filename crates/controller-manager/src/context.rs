@@ -40,7 +40,14 @@ impl Context {
         for c in [served::CRON_JOB, served::ENDPOINT_SLICE, served::POD_DISRUPTION_BUDGET] {
             found.insert(c.kind, served::find(&client, c).await?);
         }
-        Ok(Context { client, config, stop, server_minor, informers: Default::default(), served: Arc::new(found) })
+        Ok(Context {
+            client,
+            config,
+            stop,
+            server_minor,
+            informers: Default::default(),
+            served: Arc::new(found),
+        })
     }
 
     /// The version of a kind that the server has.

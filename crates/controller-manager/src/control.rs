@@ -66,7 +66,10 @@ pub fn selects(selector: Option<&LabelSelector>, labels: Option<&BTreeMap<String
 }
 
 /// The same for the plain map selectors of services and replication controllers: an empty one matches nothing.
-pub fn selects_map(selector: Option<&BTreeMap<String, String>>, labels: Option<&BTreeMap<String, String>>) -> bool {
+pub fn selects_map(
+    selector: Option<&BTreeMap<String, String>>,
+    labels: Option<&BTreeMap<String, String>>,
+) -> bool {
     selector.is_some_and(|s| !s.is_empty() && s.iter().all(|(k, v)| labels.and_then(|l| l.get(k)) == Some(v)))
 }
 
@@ -124,13 +127,15 @@ pub fn max_restarts(pod: &Pod) -> i32 {
 /// The order in which surplus pods are deleted, first to go first: unassigned, pending, not ready, on nodes with more
 /// of their kind (`rank`), ready for the shortest time, restarted most, youngest.
 pub fn deletion_order(a: &(Arc<Pod>, usize), b: &(Arc<Pod>, usize)) -> std::cmp::Ordering {
-    let assigned = |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty());
+    let assigned =
+        |p: &Pod| p.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty());
     let rank = |p: &Pod| match phase(p) {
         "Pending" => 0,
         "Unknown" => 1,
         _ => 2,
     };
-    let ready_since = |p: &Pod| pod_condition(p, "Ready").and_then(|c| c.last_transition_time.as_ref().map(|t| t.0));
+    let ready_since =
+        |p: &Pod| pod_condition(p, "Ready").and_then(|c| c.last_transition_time.as_ref().map(|t| t.0));
     let created = |p: &Pod| p.metadata.creation_timestamp.as_ref().map(|t| t.0);
     let ((pa, ra), (pb, rb)) = (a, b);
     assigned(pa)
@@ -138,7 +143,13 @@ pub fn deletion_order(a: &(Arc<Pod>, usize), b: &(Arc<Pod>, usize)) -> std::cmp:
         .then(rank(pa).cmp(&rank(pb)))
         .then(is_ready(pa).cmp(&is_ready(pb)))
         .then(rb.cmp(ra))
-        .then_with(|| if is_ready(pa) && is_ready(pb) { ready_since(pb).cmp(&ready_since(pa)) } else { std::cmp::Ordering::Equal })
+        .then_with(|| {
+            if is_ready(pa) && is_ready(pb) {
+                ready_since(pb).cmp(&ready_since(pa))
+            } else {
+                std::cmp::Ordering::Equal
+            }
+        })
         .then_with(|| max_restarts(pb).cmp(&max_restarts(pa)))
         .then_with(|| created(pb).cmp(&created(pa)))
 }
@@ -205,7 +216,12 @@ impl PodControl {
     }
 
     /// Deletes a pod, with an event on `object`. A pod that is gone is no error.
-    pub async fn delete(&self, namespace: &str, name: &str, object: &ObjectReference) -> Result<(), kube::Error> {
+    pub async fn delete(
+        &self,
+        namespace: &str,
+        name: &str,
+        object: &ObjectReference,
+    ) -> Result<(), kube::Error> {
         let api: Api<Pod> = Api::namespaced(self.client.clone(), namespace);
         match api.delete(name, &DeleteParams::default()).await {
             Ok(_) => {
@@ -497,7 +513,8 @@ mod tests {
         assert!(selects(Some(&s(serde_json::json!({}))), None));
         assert!(!selects(None, Some(&labels)));
         assert!(selects(Some(&s(serde_json::json!({"matchLabels": {"a": "1"}}))), Some(&labels)));
-        let not_in = s(serde_json::json!({"matchExpressions": [{"key": "b", "operator": "NotIn", "values": ["x"]}]}));
+        let not_in =
+            s(serde_json::json!({"matchExpressions": [{"key": "b", "operator": "NotIn", "values": ["x"]}]}));
         assert!(selects(Some(&not_in), Some(&labels)));
         assert!(!selects_map(Some(&BTreeMap::new()), Some(&labels)));
     }

@@ -29,6 +29,8 @@ macro_rules! controller {
 /// All controllers there are. Each starts by an `async fn(Context) -> anyhow::Result<()>` that returns once its tasks run.
 pub const ALL: &[Controller] = &[
     controller!("namespace", gc::namespace::start),
+    controller!("garbagecollector", gc::garbage_collector::start),
+    controller!("podgc", gc::pod_gc::start),
     controller!("serviceaccount", accounts::service_account::start),
     controller!("serviceaccount-token", accounts::tokens::start),
     controller!("root-ca-cert-publisher", accounts::root_ca::start),

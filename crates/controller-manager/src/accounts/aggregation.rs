@@ -51,7 +51,9 @@ fn aggregate(role: &ClusterRole, all: &[Arc<ClusterRole>]) -> Vec<PolicyRule> {
     let selectors = role.aggregation_rule.iter().flat_map(|a| a.cluster_role_selectors.iter().flatten());
     for selector in selectors {
         for other in all {
-            if other.metadata.name == role.metadata.name || !selects(Some(selector), other.metadata.labels.as_ref()) {
+            if other.metadata.name == role.metadata.name
+                || !selects(Some(selector), other.metadata.labels.as_ref())
+            {
                 continue;
             }
             for rule in other.rules.iter().flatten() {
@@ -81,7 +83,8 @@ mod tests {
                 "rules": [{"apiGroups": [""], "resources": [resource], "verbs": ["get"]}]})))
         };
         let all = [part("a", "pods"), part("b", "pods"), part("c", "nodes"), Arc::new(sum.clone())];
-        let resources: Vec<_> = aggregate(&sum, &all).into_iter().flat_map(|r| r.resources.unwrap()).collect();
+        let resources: Vec<_> =
+            aggregate(&sum, &all).into_iter().flat_map(|r| r.resources.unwrap()).collect();
         assert_eq!(resources, ["pods", "nodes"]);
     }
 }

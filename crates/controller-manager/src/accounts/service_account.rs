@@ -34,7 +34,8 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
         queue.run("serviceaccount", 1, stop, move |namespace| {
             let (client, namespaces, accounts) = (client.clone(), namespaces.clone(), accounts.clone());
             async move {
-                let active = namespaces.get(&namespace).is_some_and(|n| n.metadata.deletion_timestamp.is_none());
+                let active =
+                    namespaces.get(&namespace).is_some_and(|n| n.metadata.deletion_timestamp.is_none());
                 if !active || accounts.get(&format!("{namespace}/{NAME}")).is_some() {
                     return Ok(None);
                 }

@@ -48,7 +48,8 @@ impl Signer {
         let Some(file) = &context.config.service_account_private_key_file else { return Ok(None) };
         let pem = pilothouse_pki::files::read(file)?;
         let bad = |e: String| anyhow::anyhow!("{}: {e}", file.display());
-        let (public, rsa) = pilothouse_pki::authority::public_key_info(&pem).map_err(|e| bad(e.to_string()))?;
+        let (public, rsa) =
+            pilothouse_pki::authority::public_key_info(&pem).map_err(|e| bad(e.to_string()))?;
         let (algorithm, key) = if rsa {
             (Algorithm::RS256, EncodingKey::from_rsa_pem(pem.as_bytes()))
         } else {
@@ -206,7 +207,8 @@ impl Worker {
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let mut kept = Vec::new();
         for r in live.secrets.take().unwrap_or_default() {
-            let present = !gone(&r) || secrets.get_opt(r.name.as_deref().unwrap_or_default()).await?.is_some();
+            let present =
+                !gone(&r) || secrets.get_opt(r.name.as_deref().unwrap_or_default()).await?.is_some();
             if present {
                 kept.push(r);
             }
@@ -222,7 +224,9 @@ impl Worker {
         let referenced = |a: &ServiceAccount| {
             a.secrets.iter().flatten().any(|r| {
                 let name = r.name.as_deref().unwrap_or_default();
-                self.secrets.get(&format!("{namespace}/{name}")).is_some_and(|s| account_key(&s).as_deref() == Some(&key))
+                self.secrets
+                    .get(&format!("{namespace}/{name}"))
+                    .is_some_and(|s| account_key(&s).as_deref() == Some(&key))
             })
         };
         if referenced(account) {
@@ -241,7 +245,9 @@ impl Worker {
             metadata: ObjectMeta {
                 name: Some(secret_name.clone()),
                 namespace: Some(namespace.into()),
-                annotations: Some([(ACCOUNT_NAME.to_string(), name.to_string()), (ACCOUNT_UID.to_string(), uid)].into()),
+                annotations: Some(
+                    [(ACCOUNT_NAME.to_string(), name.to_string()), (ACCOUNT_UID.to_string(), uid)].into(),
+                ),
                 ..Default::default()
             },
             type_: Some(TYPE.into()),

@@ -67,7 +67,9 @@ impl Worker {
             .jobs
             .list_namespace(&namespace)
             .into_iter()
-            .filter(|j| controller_of(&j.metadata).is_some_and(|r| Some(&r.uid) == cron_job.metadata.uid.as_ref()))
+            .filter(|j| {
+                controller_of(&j.metadata).is_some_and(|r| Some(&r.uid) == cron_job.metadata.uid.as_ref())
+            })
             .collect();
         let mut cron_job = cron_job.clone();
         self.note_ended(&mut cron_job, &own, &object).await?;
@@ -152,7 +154,12 @@ impl Worker {
     }
 
     /// Deletes the oldest ended jobs over the history limits.
-    async fn clean_up(&self, cron_job: &CronJob, own: &[Arc<Job>], object: &ObjectReference) -> Result<(), kube::Error> {
+    async fn clean_up(
+        &self,
+        cron_job: &CronJob,
+        own: &[Arc<Job>],
+        object: &ObjectReference,
+    ) -> Result<(), kube::Error> {
         let limits = [
             ("Complete", cron_job.spec.successful_jobs_history_limit),
             ("Failed", cron_job.spec.failed_jobs_history_limit),
@@ -173,9 +180,15 @@ impl Worker {
         Ok(())
     }
 
-    async fn delete_job(&self, namespace: &str, name: &str, object: &ObjectReference) -> Result<(), kube::Error> {
+    async fn delete_job(
+        &self,
+        namespace: &str,
+        name: &str,
+        object: &ObjectReference,
+    ) -> Result<(), kube::Error> {
         let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
-        let params = DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..Default::default() };
+        let params =
+            DeleteParams { propagation_policy: Some(PropagationPolicy::Background), ..Default::default() };
         match api.delete(name, &params).await {
             Ok(_) => {
                 self.recorder.normal(object, "SuccessfulDelete", format!("Deleted job {name}"));
@@ -250,7 +263,9 @@ fn drop_active(cron_job: &mut CronJob, uid: Option<&str>) {
 enum Unscheduled {
     #[error("unparseable schedule: {schedule} : {reason}")]
     Unparseable { schedule: String, reason: String },
-    #[error("Cannot determine if job needs to be started: too many missed start time (> 100). Set or decrease .spec.startingDeadlineSeconds or check clock skew")]
+    #[error(
+        "Cannot determine if job needs to be started: too many missed start time (> 100). Set or decrease .spec.startingDeadlineSeconds or check clock skew"
+    )]
     TooMany,
 }
 
@@ -335,7 +350,8 @@ mod tests {
         let now = "2024-01-01T00:03:20Z".parse().unwrap();
         let c = cron_job(json!({"schedule": "*/1 * * * *"}), json!({}));
         assert_eq!(due(&c, now), Ok(Some("2024-01-01T00:03:00Z".parse().unwrap())));
-        let c = cron_job(json!({"schedule": "*/1 * * * *"}), json!({"lastScheduleTime": "2024-01-01T00:03:00Z"}));
+        let c =
+            cron_job(json!({"schedule": "*/1 * * * *"}), json!({"lastScheduleTime": "2024-01-01T00:03:00Z"}));
         assert_eq!(due(&c, now), Ok(None));
     }
 
@@ -352,7 +368,8 @@ mod tests {
 
     #[test]
     fn a_run_has_one_name() {
-        let resource = ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("batch", "v1beta1", "CronJob"));
+        let resource =
+            ApiResource::from_gvk(&kube::core::GroupVersionKind::gvk("batch", "v1beta1", "CronJob"));
         let c = cron_job(json!({"schedule": "@daily"}), json!({}));
         let job = make_job(&c, &resource, "2024-01-01T00:00:00Z".parse().unwrap());
         assert_eq!(job.metadata.name.as_deref(), Some("hello-1704067200"));

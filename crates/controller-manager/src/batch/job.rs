@@ -76,7 +76,8 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
         let namespace = pod.metadata.namespace.as_deref().unwrap_or_default();
         let Some(r) = controller_of(&pod.metadata) else {
             for job in jobs.list_namespace(namespace) {
-                if selects(job.spec.as_ref().and_then(|s| s.selector.as_ref()), pod.metadata.labels.as_ref()) {
+                if selects(job.spec.as_ref().and_then(|s| s.selector.as_ref()), pod.metadata.labels.as_ref())
+                {
                     q.add(key_of(&*job));
                 }
             }
@@ -89,7 +90,9 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
         match c {
             Change::Added(p) if p.metadata.deletion_timestamp.is_none() => e.created(&key),
             Change::Added(p) | Change::Deleted(p) => e.deleted(&key, &key_of(&**p)),
-            Change::Updated(_, p) if p.metadata.deletion_timestamp.is_some() => e.deleted(&key, &key_of(&**p)),
+            Change::Updated(_, p) if p.metadata.deletion_timestamp.is_some() => {
+                e.deleted(&key, &key_of(&**p))
+            }
             Change::Updated(..) => {}
         }
         q.add(key);
@@ -115,7 +118,8 @@ struct Counts {
 }
 
 fn count(pods: &[Arc<Pod>]) -> Counts {
-    let n = |f: &dyn Fn(&Pod) -> bool| i32::try_from(pods.iter().filter(|p| f(p)).count()).unwrap_or(i32::MAX);
+    let n =
+        |f: &dyn Fn(&Pod) -> bool| i32::try_from(pods.iter().filter(|p| f(p)).count()).unwrap_or(i32::MAX);
     Counts {
         active: n(&is_active),
         succeeded: n(&|p| phase(p) == "Succeeded"),
@@ -124,7 +128,12 @@ fn count(pods: &[Arc<Pod>]) -> Counts {
 }
 
 /// Why a job has failed.
-fn failure(job: &Job, pods: &[Arc<Pod>], counts: Counts, now: Timestamp) -> Option<(&'static str, &'static str)> {
+fn failure(
+    job: &Job,
+    pods: &[Arc<Pod>],
+    counts: Counts,
+    now: Timestamp,
+) -> Option<(&'static str, &'static str)> {
     let spec = job.spec.as_ref()?;
     let limit = spec.backoff_limit.unwrap_or(6);
     let old = job.status.clone().unwrap_or_default();
@@ -187,10 +196,12 @@ impl Worker {
         let owner = controller_ref(&*job);
         let selector = job.spec.as_ref().and_then(|s| s.selector.clone());
         let api: Api<Job> = Api::namespaced(self.client.clone(), namespace);
-        let live = || async { Ok::<Option<ObjectMeta>, kube::Error>(api.get_opt(name).await?.map(|j| j.metadata)) };
+        let live =
+            || async { Ok::<Option<ObjectMeta>, kube::Error>(api.get_opt(name).await?.map(|j| j.metadata)) };
         let matches = |p: &Pod| selects(selector.as_ref(), p.metadata.labels.as_ref());
         let pods =
-            claim(&self.client, &owner, &job.metadata, matches, self.pods.list_namespace(namespace), live).await?;
+            claim(&self.client, &owner, &job.metadata, matches, self.pods.list_namespace(namespace), live)
+                .await?;
         let counts = count(&pods);
         let mut status = job.status.clone().unwrap_or_default();
         let object = reference(&*job, &());
@@ -266,7 +277,11 @@ impl Worker {
     /// How long new pods of a job must wait because of failures; notes new failures and forgets them at a success.
     fn backoff(&self, key: &str, counts: Counts) -> Option<Duration> {
         let mut all = self.failures.lock();
-        let f = all.entry(key.to_string()).or_insert(Failures { seen: counts.failed, wait_until: None, steps: 0 });
+        let f = all.entry(key.to_string()).or_insert(Failures {
+            seen: counts.failed,
+            wait_until: None,
+            steps: 0,
+        });
         if counts.failed > f.seen {
             let delay = BACKOFF.saturating_mul(1 << f.steps.min(10)).min(MAX_BACKOFF);
             f.steps += 1;
@@ -342,10 +357,11 @@ impl Worker {
         pods: &[Arc<Pod>],
         object: &k8s_openapi::api::core::v1::ObjectReference,
     ) -> Option<kube::Error> {
-        let results = futures::future::join_all(pods.iter().map(|p| {
-            self.control.delete(namespace, p.metadata.name.as_deref().unwrap_or_default(), object)
-        }))
-        .await;
+        let results =
+            futures::future::join_all(pods.iter().map(|p| {
+                self.control.delete(namespace, p.metadata.name.as_deref().unwrap_or_default(), object)
+            }))
+            .await;
         results.into_iter().find_map(Result::err)
     }
 }

@@ -19,7 +19,9 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
     let q = queue.clone();
     jobs.on_change(move |c| {
         let job = c.object();
-        if job.spec.as_ref().is_some_and(|s| s.ttl_seconds_after_finished.is_some()) && finished(job).is_some() {
+        if job.spec.as_ref().is_some_and(|s| s.ttl_seconds_after_finished.is_some())
+            && finished(job).is_some()
+        {
             q.add(key_of(&**job));
         }
     });
@@ -80,7 +82,8 @@ mod tests {
             .unwrap()
         };
         let now = "2024-01-01T00:00:30Z".parse().unwrap();
-        let ended = json!([{"type": "Failed", "status": "True", "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
+        let ended =
+            json!([{"type": "Failed", "status": "True", "lastTransitionTime": "2024-01-01T00:00:00Z"}]);
         assert_eq!(left(&job(json!(100), ended.clone()), now), Some(Duration::from_secs(70)));
         assert_eq!(left(&job(json!(0), ended.clone()), now), Some(Duration::ZERO));
         assert_eq!(left(&job(json!(null), ended), now), None);

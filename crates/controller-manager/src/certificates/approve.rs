@@ -62,7 +62,11 @@ async fn sync(client: &Client, csr: &CertificateSigningRequest) -> Result<(), ku
     Ok(())
 }
 
-async fn allowed(client: &Client, csr: &CertificateSigningRequest, subresource: &str) -> Result<bool, kube::Error> {
+async fn allowed(
+    client: &Client,
+    csr: &CertificateSigningRequest,
+    subresource: &str,
+) -> Result<bool, kube::Error> {
     let review = SubjectAccessReview {
         spec: SubjectAccessReviewSpec {
             user: csr.spec.username.clone(),
@@ -81,21 +85,24 @@ async fn allowed(client: &Client, csr: &CertificateSigningRequest, subresource: 
         },
         ..Default::default()
     };
-    let answer = Api::<SubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
+    let answer =
+        Api::<SubjectAccessReview>::all(client.clone()).create(&PostParams::default(), &review).await?;
     Ok(answer.status.is_some_and(|s| s.allowed))
 }
 
 async fn approve(client: &Client, csr: &CertificateSigningRequest, message: &str) -> Result<(), kube::Error> {
     let mut csr = csr.clone();
     let name = csr.metadata.name.clone().unwrap_or_default();
-    csr.status.get_or_insert_default().conditions.get_or_insert_default().push(CertificateSigningRequestCondition {
-        type_: "Approved".into(),
-        status: "True".into(),
-        reason: Some("AutoApproved".into()),
-        message: Some(message.into()),
-        last_update_time: Some(Time(Timestamp::now())),
-        last_transition_time: None,
-    });
+    csr.status.get_or_insert_default().conditions.get_or_insert_default().push(
+        CertificateSigningRequestCondition {
+            type_: "Approved".into(),
+            status: "True".into(),
+            reason: Some("AutoApproved".into()),
+            message: Some(message.into()),
+            last_update_time: Some(Time(Timestamp::now())),
+            last_transition_time: None,
+        },
+    );
     Api::<CertificateSigningRequest>::all(client.clone())
         .replace_subresource("approval", &name, &PostParams::default(), &csr)
         .await?;

@@ -40,7 +40,10 @@ pub async fn start_cleaner(context: Context) -> anyhow::Result<()> {
                 Some(_) => {
                     let api: Api<Secret> = Api::namespaced(client, "kube-system");
                     let params = DeleteParams {
-                        preconditions: Some(Preconditions { uid: secret.metadata.uid.clone(), resource_version: None }),
+                        preconditions: Some(Preconditions {
+                            uid: secret.metadata.uid.clone(),
+                            resource_version: None,
+                        }),
                         ..Default::default()
                     };
                     match api.delete(secret.metadata.name.as_deref().unwrap_or_default(), &params).await {
@@ -75,7 +78,8 @@ pub async fn start_signer(context: Context) -> anyhow::Result<()> {
     tokio::spawn(async move {
         secrets.wait_synced().await;
         queue.run("bootstrapsigner", 1, stop, move |()| {
-            let (client, map, secrets) = (client.clone(), maps.get("kube-public/cluster-info"), secrets.clone());
+            let (client, map, secrets) =
+                (client.clone(), maps.get("kube-public/cluster-info"), secrets.clone());
             async move {
                 let Some(map) = map else { return Ok(None) };
                 let tokens = signing_tokens(secrets.list().iter().map(|s| &**s), Timestamp::now());
@@ -111,7 +115,8 @@ fn expires_in(secret: &Secret, now: Timestamp) -> Option<Duration> {
     if expiration.is_empty() {
         return None;
     }
-    let left = expiration.parse::<Timestamp>().map(|t| t.as_millisecond() - now.as_millisecond()).unwrap_or(0);
+    let left =
+        expiration.parse::<Timestamp>().map(|t| t.as_millisecond() - now.as_millisecond()).unwrap_or(0);
     Some(Duration::from_millis(u64::try_from(left).unwrap_or(0)))
 }
 
@@ -164,7 +169,9 @@ mod tests {
     fn expiry() {
         let secret = |e: &str| {
             let mut s = Secret::default();
-            s.data.get_or_insert_default().insert("expiration".into(), k8s_openapi::ByteString(e.as_bytes().to_vec()));
+            s.data
+                .get_or_insert_default()
+                .insert("expiration".into(), k8s_openapi::ByteString(e.as_bytes().to_vec()));
             s
         };
         let now = "2024-01-01T00:00:00Z".parse().unwrap();

@@ -39,9 +39,9 @@ fn outdated(csr: &CertificateSigningRequest, now: Timestamp) -> bool {
     let age = |t: Timestamp| now.as_second() - t.as_second();
     let conditions = || csr.status.iter().flat_map(|s| s.conditions.iter().flatten());
     let answered = |type_: &str| {
-        conditions().filter(|c| c.type_ == type_).any(|c| {
-            c.last_update_time.as_ref().is_some_and(|t| age(t.0) > ANSWERED)
-        })
+        conditions()
+            .filter(|c| c.type_ == type_)
+            .any(|c| c.last_update_time.as_ref().is_some_and(|t| age(t.0) > ANSWERED))
     };
     let answered_any = conditions().next().is_some();
     (answered("Approved") && issued(csr))

@@ -36,7 +36,8 @@ struct Signer {
 /// Starts the controller; does nothing without `--cluster-signing-cert-file` and its key.
 pub async fn start(context: Context) -> anyhow::Result<()> {
     let config = &context.config;
-    let (Some(cert), Some(key)) = (&config.cluster_signing_cert_file, &config.cluster_signing_key_file) else {
+    let (Some(cert), Some(key)) = (&config.cluster_signing_cert_file, &config.cluster_signing_key_file)
+    else {
         return Ok(());
     };
     let signer = Arc::new(Signer {
@@ -90,7 +91,8 @@ impl Signer {
                 });
             }
             Ok(()) => {
-                let wanted = csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
+                let wanted =
+                    csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
                 let duration = wanted.map_or(self.duration, |w| w.max(SHORTEST).min(self.duration));
                 let pem = String::from_utf8_lossy(&csr.spec.request.0);
                 let certificate = self.authority.sign(&pem, &usages, duration)?;

@@ -81,13 +81,17 @@ async fn sync(
         };
     };
     let spec = service.spec.clone().unwrap_or_default();
-    if spec.selector.as_ref().is_none_or(BTreeMap::is_empty) || spec.type_.as_deref() == Some("ExternalName") {
+    if spec.selector.as_ref().is_none_or(BTreeMap::is_empty) || spec.type_.as_deref() == Some("ExternalName")
+    {
         return Ok(());
     }
     let publish = spec.publish_not_ready_addresses.unwrap_or(false)
-        || service.metadata.annotations.as_ref().and_then(|a| {
-            a.get("service.alpha.kubernetes.io/tolerate-unready-endpoints")
-        }).is_some_and(|v| v == "true");
+        || service
+            .metadata
+            .annotations
+            .as_ref()
+            .and_then(|a| a.get("service.alpha.kubernetes.io/tolerate-unready-endpoints"))
+            .is_some_and(|v| v == "true");
     let mut subsets = subsets(service, &super::behind(service, pods), publish);
     let cut = truncate(&mut subsets, MAX_ADDRESSES);
     let mut labels = service.metadata.labels.clone().unwrap_or_default();
@@ -97,7 +101,11 @@ async fn sync(
         labels.remove(super::HEADLESS);
     }
     let mut wanted = current.cloned().unwrap_or_else(|| Endpoints {
-        metadata: ObjectMeta { name: Some(name.into()), namespace: Some(namespace.into()), ..Default::default() },
+        metadata: ObjectMeta {
+            name: Some(name.into()),
+            namespace: Some(namespace.into()),
+            ..Default::default()
+        },
         ..Default::default()
     });
     let annotations = wanted.metadata.annotations.get_or_insert_default();
@@ -124,7 +132,8 @@ async fn sync(
         Err(e) => {
             let what = if current.is_none() { "create" } else { "update" };
             if !has_code(&e, 409) {
-                let reason = if current.is_none() { "FailedToCreateEndpoint" } else { "FailedToUpdateEndpoint" };
+                let reason =
+                    if current.is_none() { "FailedToCreateEndpoint" } else { "FailedToUpdateEndpoint" };
                 let text = format!("Failed to {what} endpoint {key}: {}", message(&e));
                 recorder.warning(&reference(&wanted, &()), reason, text);
             }
@@ -170,7 +179,8 @@ fn subsets(service: &Service, pods: &[std::sync::Arc<Pod>], publish_not_ready: b
         .iter()
         .map(|p| &**p)
         .filter(|p| {
-            (publish_not_ready && p.status.as_ref().is_some_and(|s| s.pod_ip.as_ref().is_some_and(|i| !i.is_empty())))
+            (publish_not_ready
+                && p.status.as_ref().is_some_and(|s| s.pod_ip.as_ref().is_some_and(|i| !i.is_empty())))
                 || super::is_candidate(p)
         })
         .collect();
@@ -297,7 +307,9 @@ mod tests {
 
     #[test]
     fn pods_with_the_same_ports_stand_together() {
-        let s = service(json!({"ports": [{"name": "web", "port": 80, "targetPort": "http"}, {"name": "x", "port": 9}]}));
+        let s = service(
+            json!({"ports": [{"name": "web", "port": 80, "targetPort": "http"}, {"name": "x", "port": 9}]}),
+        );
         let pods = [pod("b", "10.0.0.2", true, 80), pod("a", "10.0.0.1", false, 80)];
         let sets = subsets(&s, &pods, false);
         assert_eq!(sets.len(), 1);
@@ -319,7 +331,8 @@ mod tests {
     #[test]
     fn too_many_addresses_are_cut_not_ready_first() {
         let s = service(json!({"ports": [{"port": 80}]}));
-        let pods: Vec<_> = (0..5).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), i % 2 == 0, 80)).collect();
+        let pods: Vec<_> =
+            (0..5).map(|i| pod(&format!("p{i}"), &format!("10.0.0.{i}"), i % 2 == 0, 80)).collect();
         let mut sets = subsets(&s, &pods, false);
         assert!(truncate(&mut sets, 3));
         assert_eq!(sets[0].addresses.as_ref().unwrap().len(), 3);

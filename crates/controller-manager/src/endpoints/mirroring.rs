@@ -68,9 +68,10 @@ impl Worker {
         let Some((namespace, name)) = key.split_once('/') else { return Ok(()) };
         let current = self.slices.by_index(BY_SERVICE, key);
         let endpoints = self.endpoints.get(key).filter(|e| mirrored(e));
-        let service = self.services.get(key).filter(|s| {
-            s.spec.as_ref().is_none_or(|s| s.selector.as_ref().is_none_or(BTreeMap::is_empty))
-        });
+        let service = self
+            .services
+            .get(key)
+            .filter(|s| s.spec.as_ref().is_none_or(|s| s.selector.as_ref().is_none_or(BTreeMap::is_empty)));
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &self.resource);
         let changes = match (&endpoints, service) {
             (Some(e), Some(_)) => reconcile(&current, plan(e, &self.resource.version)),
@@ -106,10 +107,8 @@ impl Worker {
 fn mirrored(endpoints: &Endpoints) -> bool {
     let meta = &endpoints.metadata;
     let skip = meta.labels.as_ref().and_then(|l| l.get(SKIP)).is_some_and(|v| v == "true");
-    let lock = meta
-        .annotations
-        .as_ref()
-        .is_some_and(|a| a.contains_key("control-plane.alpha.kubernetes.io/leader"));
+    let lock =
+        meta.annotations.as_ref().is_some_and(|a| a.contains_key("control-plane.alpha.kubernetes.io/leader"));
     !skip && !lock && meta.deletion_timestamp.is_none()
 }
 
@@ -142,7 +141,12 @@ fn plan(endpoints: &Endpoints, version: &str) -> Vec<Content> {
             match contents.iter_mut().find(|c| c.address_type == address_type && c.ports == ports) {
                 Some(c) => c.endpoints.push(endpoint),
                 None => {
-                    contents.push(Content { address_type, ports, endpoints: vec![endpoint], labels: labels.clone() });
+                    contents.push(Content {
+                        address_type,
+                        ports,
+                        endpoints: vec![endpoint],
+                        labels: labels.clone(),
+                    });
                 }
             }
         }

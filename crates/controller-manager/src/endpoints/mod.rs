@@ -29,7 +29,10 @@ fn watch(services: &Informer<Service>, pods: &Informer<Pod>, queue: &Queue<Strin
         let mut keys: BTreeSet<String> = BTreeSet::new();
         for pod in old.into_iter().chain([new]) {
             for s in services.list_namespace(pod.metadata.namespace.as_deref().unwrap_or_default()) {
-                if selects_map(s.spec.as_ref().and_then(|s| s.selector.as_ref()), pod.metadata.labels.as_ref()) {
+                if selects_map(
+                    s.spec.as_ref().and_then(|s| s.selector.as_ref()),
+                    pod.metadata.labels.as_ref(),
+                ) {
                     keys.insert(key_of(&*s));
                 }
             }

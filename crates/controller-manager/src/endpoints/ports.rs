@@ -42,9 +42,7 @@ fn target(port: &ServicePort, pod: &Pod) -> Option<i32> {
             let containers = pod.spec.iter().flat_map(|s| &s.containers);
             containers
                 .flat_map(|c| c.ports.iter().flatten())
-                .find(|p| {
-                    p.name.as_ref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == protocol
-                })
+                .find(|p| p.name.as_ref() == Some(name) && p.protocol.as_deref().unwrap_or("TCP") == protocol)
                 .map(|p| p.container_port)
         }
     }
@@ -57,10 +55,11 @@ mod tests {
 
     #[test]
     fn named_ports_are_looked_up_with_their_protocol() {
-        let service: Service = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service", "metadata": {},
+        let service: Service =
+            serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service", "metadata": {},
             "spec": {"ports": [{"name": "a", "port": 80, "targetPort": "http"}, {"port": 90},
                 {"port": 53, "protocol": "UDP", "targetPort": "http"}]}}))
-        .unwrap();
+            .unwrap();
         let pod: Pod = serde_json::from_value(json!({"apiVersion": "v1", "kind": "Pod", "metadata": {},
             "spec": {"containers": [{"name": "c", "ports": [{"name": "http", "containerPort": 8080}]}]}}))
         .unwrap();

@@ -80,7 +80,9 @@ impl Worker {
         let Some(service) = self.services.get(key) else { return Ok(()) };
         let spec = service.spec.clone().unwrap_or_default();
         // A service without a selector keeps what it has: the garbage collector takes it with the service.
-        if spec.selector.as_ref().is_none_or(BTreeMap::is_empty) || spec.type_.as_deref() == Some("ExternalName") {
+        if spec.selector.as_ref().is_none_or(BTreeMap::is_empty)
+            || spec.type_.as_deref() == Some("ExternalName")
+        {
             return Ok(());
         }
         let pods = super::behind(&service, &self.pods);
@@ -246,7 +248,8 @@ pub(super) fn reconcile(current: &[Arc<DynamicObject>], wanted: Vec<Content>) ->
     let mut changes = Changes::default();
     let mut by_group: HashMap<String, Vec<&Arc<DynamicObject>>> = HashMap::new();
     for slice in current {
-        let group = format!("{} {}", slice.data["addressType"].as_str().unwrap_or_default(), slice.data["ports"]);
+        let group =
+            format!("{} {}", slice.data["addressType"].as_str().unwrap_or_default(), slice.data["ports"]);
         by_group.entry(group).or_default().push(slice);
     }
     // Which slice may be used for a group that has none: one whose ports are no longer wanted.
@@ -268,7 +271,11 @@ pub(super) fn reconcile(current: &[Arc<DynamicObject>], wanted: Vec<Content>) ->
                 .as_array()
                 .into_iter()
                 .flatten()
-                .filter_map(|old| left.iter_mut().find(|n| n.as_ref().is_some_and(|n| same_endpoint(n, old))).and_then(Option::take))
+                .filter_map(|old| {
+                    left.iter_mut()
+                        .find(|n| n.as_ref().is_some_and(|n| same_endpoint(n, old)))
+                        .and_then(Option::take)
+                })
                 .collect();
             plans.push((slice, kept));
         }
@@ -434,7 +441,10 @@ mod tests {
     #[test]
     fn families() {
         let service = |spec: Value| -> Service {
-            serde_json::from_value(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec})).unwrap()
+            serde_json::from_value(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s"}, "spec": spec}),
+            )
+            .unwrap()
         };
         assert_eq!(address_types(&service(json!({"clusterIP": "10.0.0.1"}))), ["IPv4"]);
         assert_eq!(address_types(&service(json!({"clusterIP": "None"}))), ["IPv4", "IPv6"]);

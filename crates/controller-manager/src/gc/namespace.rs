@@ -220,11 +220,7 @@ fn conditions(namespace: &Namespace, found: &Found, now: Timestamp) -> Vec<Names
         ),
         (
             "NamespaceDeletionContentFailure",
-            failed(
-                "ContentDeletionFailed",
-                "Failed to delete all resource types, ",
-                &found.delete_errors,
-            ),
+            failed("ContentDeletionFailed", "Failed to delete all resource types, ", &found.delete_errors),
             ("ContentDeleted", "All content successfully deleted, may be waiting on finalization"),
         ),
         ("NamespaceContentRemaining", content, ("ContentRemoved", "All content successfully removed")),

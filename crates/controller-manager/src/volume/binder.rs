@@ -4,7 +4,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{
-    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus, PersistentVolumeStatus, Pod,
+    ObjectReference, PersistentVolume, PersistentVolumeClaim, PersistentVolumeClaimStatus,
+    PersistentVolumeStatus, Pod,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
 use kube::api::PostParams;
@@ -13,7 +14,9 @@ use pilothouse_client::events::reference;
 use pilothouse_client::{EventRecorder, Informer, Queue, key_of};
 
 use super::matching::{claim_class, claim_phase, find, is_for, misfit, volume_phase};
-use super::{BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONED_BY, PROVISIONER, PROVISIONER_GA, SELECTED_NODE};
+use super::{
+    BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONED_BY, PROVISIONER, PROVISIONER_GA, SELECTED_NODE,
+};
 use crate::context::Context;
 use crate::control::has_code;
 
@@ -61,7 +64,8 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
     worker.volumes.on_change(move |c| {
         q.add(Key::Volume(key_of(&**c.object())));
         for claim in claims.list() {
-            let unbound = claim.spec.as_ref().is_none_or(|s| s.volume_name.as_deref().unwrap_or_default().is_empty());
+            let unbound =
+                claim.spec.as_ref().is_none_or(|s| s.volume_name.as_deref().unwrap_or_default().is_empty());
             let named = claim.spec.as_ref().and_then(|s| s.volume_name.clone()) == c.object().metadata.name;
             if unbound || named {
                 q.add(Key::Claim(key_of(&*claim)));
@@ -122,14 +126,16 @@ impl Worker {
         match chosen {
             Some(name) => match self.volumes.get(&name) {
                 None => self.set_claim_phase(&claim, "Pending", None).await.map(|_| ()),
-                Some(v) if v.spec.as_ref().is_none_or(|s| s.claim_ref.is_none()) => match misfit(&v, &claim) {
-                    Some(why) => {
-                        let text = format!("Cannot bind to requested volume {name:?}: {why}");
-                        self.recorder.warning(&reference(&*claim, &()), "VolumeMismatch", text);
-                        self.set_claim_phase(&claim, "Pending", None).await.map(|_| ())
+                Some(v) if v.spec.as_ref().is_none_or(|s| s.claim_ref.is_none()) => {
+                    match misfit(&v, &claim) {
+                        Some(why) => {
+                            let text = format!("Cannot bind to requested volume {name:?}: {why}");
+                            self.recorder.warning(&reference(&*claim, &()), "VolumeMismatch", text);
+                            self.set_claim_phase(&claim, "Pending", None).await.map(|_| ())
+                        }
+                        None => self.bind(&v, &claim).await,
                     }
-                    None => self.bind(&v, &claim).await,
-                },
+                }
                 Some(v) if is_for(&v, &claim) => self.bind(&v, &claim).await,
                 Some(v) => {
                     let by_us = annotation(&claim.metadata, BOUND_BY_CONTROLLER).is_some();
@@ -152,7 +158,8 @@ impl Worker {
     async fn sync_unbound_claim(&self, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
         let class_name = claim_class(claim);
         let class = self.classes.get(class_name);
-        let waits = class.as_ref().and_then(|c| c.volume_binding_mode.as_deref()) == Some("WaitForFirstConsumer");
+        let waits =
+            class.as_ref().and_then(|c| c.volume_binding_mode.as_deref()) == Some("WaitForFirstConsumer");
         let delayed = waits && annotation(&claim.metadata, SELECTED_NODE).is_none();
         if let Some(v) = find(claim, &self.volumes.list(), delayed) {
             return self.bind(&v, claim).await;
@@ -184,7 +191,11 @@ impl Worker {
                 v.persistent_volume_claim.as_ref().map(|c| &c.claim_name) == claim.metadata.name.as_ref()
             })
         };
-        self.pods.list_namespace(namespace).into_iter().find(|p| uses(p)).and_then(|p| p.metadata.name.clone())
+        self.pods
+            .list_namespace(namespace)
+            .into_iter()
+            .find(|p| uses(p))
+            .and_then(|p| p.metadata.name.clone())
     }
 
     fn has_waiting_pod(&self, claim: &PersistentVolumeClaim) -> bool {
@@ -212,9 +223,11 @@ impl Worker {
         let mut claim = claim.clone();
         let annotations = claim.metadata.annotations.get_or_insert_default();
         let mut changed = false;
-        let keys: &[&str] = if self.server_minor >= 23 { &[PROVISIONER, PROVISIONER_GA] } else { &[PROVISIONER] };
+        let keys: &[&str] =
+            if self.server_minor >= 23 { &[PROVISIONER, PROVISIONER_GA] } else { &[PROVISIONER] };
         for key in keys {
-            changed |= annotations.insert((*key).to_string(), class.provisioner.clone()).as_ref() != Some(&class.provisioner);
+            changed |= annotations.insert((*key).to_string(), class.provisioner.clone()).as_ref()
+                != Some(&class.provisioner);
         }
         if changed {
             let name = claim.metadata.name.clone().unwrap_or_default();
@@ -248,32 +261,54 @@ impl Worker {
             self.set_claim_phase(claim, "Lost", None).await.map(|_| ())
         };
         if name.is_empty() {
-            return lost("ClaimLost", "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!")
-                .await;
+            return lost(
+                "ClaimLost",
+                "Bound claim has lost reference to PersistentVolume. Data on the volume is lost!",
+            )
+            .await;
         }
         match self.volumes.get(&name) {
-            None => lost("ClaimLost", "Bound claim has lost its PersistentVolume. Data on the volume is lost!").await,
+            None => {
+                lost("ClaimLost", "Bound claim has lost its PersistentVolume. Data on the volume is lost!")
+                    .await
+            }
             Some(v) if v.spec.as_ref().is_none_or(|s| s.claim_ref.is_none()) || is_for(&v, claim) => {
                 self.bind(&v, claim).await
             }
             Some(_) => {
-                lost("ClaimMisbound", "Two claims are bound to the same volume, this one is bound incorrectly").await
+                lost(
+                    "ClaimMisbound",
+                    "Two claims are bound to the same volume, this one is bound incorrectly",
+                )
+                .await
             }
         }
     }
 
     /// Writes, each only where it is missing: the volume's reference to the claim, the volume's phase, the claim's
     /// reference to the volume, the claim's phase. A stop in between is made good by the next sync.
-    async fn bind(&self, volume: &PersistentVolume, claim: &PersistentVolumeClaim) -> Result<(), kube::Error> {
+    async fn bind(
+        &self,
+        volume: &PersistentVolume,
+        claim: &PersistentVolumeClaim,
+    ) -> Result<(), kube::Error> {
         let volumes: Api<PersistentVolume> = Api::all(self.client.clone());
         let volume_name = volume.metadata.name.clone().unwrap_or_default();
         let mut volume = volume.clone();
         let complete = is_for(&volume, claim)
-            && volume.spec.as_ref().and_then(|s| s.claim_ref.as_ref()).is_some_and(|r| r.uid == claim.metadata.uid);
+            && volume
+                .spec
+                .as_ref()
+                .and_then(|s| s.claim_ref.as_ref())
+                .is_some_and(|r| r.uid == claim.metadata.uid);
         if !complete {
             let spec = volume.spec.get_or_insert_default();
             if spec.claim_ref.is_none() {
-                volume.metadata.annotations.get_or_insert_default().insert(BOUND_BY_CONTROLLER.into(), "yes".into());
+                volume
+                    .metadata
+                    .annotations
+                    .get_or_insert_default()
+                    .insert(BOUND_BY_CONTROLLER.into(), "yes".into());
             }
             spec.claim_ref = Some(reference(claim, &()));
             volume = volumes.replace(&volume_name, &PostParams::default(), &volume).await?;
@@ -333,14 +368,20 @@ impl Worker {
         }
     }
 
-    async fn set_volume_phase(&self, volume: PersistentVolume, phase: &str) -> Result<PersistentVolume, kube::Error> {
+    async fn set_volume_phase(
+        &self,
+        volume: PersistentVolume,
+        phase: &str,
+    ) -> Result<PersistentVolume, kube::Error> {
         if volume_phase(&volume) == phase {
             return Ok(volume);
         }
         let mut volume = volume;
         volume.status = Some(PersistentVolumeStatus { phase: Some(phase.into()), ..Default::default() });
         let name = volume.metadata.name.clone().unwrap_or_default();
-        Api::<PersistentVolume>::all(self.client.clone()).replace_status(&name, &PostParams::default(), &volume).await
+        Api::<PersistentVolume>::all(self.client.clone())
+            .replace_status(&name, &PostParams::default(), &volume)
+            .await
     }
 
     async fn sync_volume(&self, key: &str) -> Result<(), kube::Error> {
@@ -357,7 +398,9 @@ impl Worker {
         let mut claim = self.claims.get(&format!("{namespace}/{name}")).map(|c| (*c).clone());
         if claim.is_none() && !matches!(volume_phase(&volume), "Released" | "Failed") {
             // The copy may be behind a claim that was just made: only the server knows that it is gone.
-            claim = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &namespace).get_opt(&name).await?;
+            claim = Api::<PersistentVolumeClaim>::namespaced(self.client.clone(), &namespace)
+                .get_opt(&name)
+                .await?;
         }
         match claim.filter(|c| c.metadata.uid.as_ref() == Some(&uid)) {
             None => {
@@ -400,12 +443,18 @@ impl Worker {
         match policy {
             Some("Delete") if !provisioned => {
                 let name = volume.metadata.name.as_deref().unwrap_or_default();
-                let text = format!("error getting deleter volume plugin for volume {name:?}: no deletable volume plugin matched");
+                let text = format!(
+                    "error getting deleter volume plugin for volume {name:?}: no deletable volume plugin matched"
+                );
                 self.recorder.warning(&object, "VolumeFailedDelete", text);
                 self.set_volume_phase(volume.clone(), "Failed").await.map(|_| ())
             }
             Some("Recycle") => {
-                self.recorder.warning(&object, "VolumeUnknownReclaimPolicy", "No recycler plugin found for the volume!");
+                self.recorder.warning(
+                    &object,
+                    "VolumeUnknownReclaimPolicy",
+                    "No recycler plugin found for the volume!",
+                );
                 self.set_volume_phase(volume.clone(), "Failed").await.map(|_| ())
             }
             _ => Ok(()),

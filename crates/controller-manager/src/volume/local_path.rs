@@ -118,8 +118,12 @@ impl Worker {
     async fn provision(&self, key: &str) -> Result<(), kube::Error> {
         let Some(claim) = self.claims.get(key) else { return Ok(()) };
         let annotation = |k: &str| claim.metadata.annotations.as_ref().and_then(|a| a.get(k));
-        let bound = claim.spec.as_ref().is_some_and(|s| s.volume_name.as_deref().is_some_and(|n| !n.is_empty()));
-        if bound || claim.metadata.deletion_timestamp.is_some() || annotation(PROVISIONER).map(String::as_str) != Some(NAME) {
+        let bound =
+            claim.spec.as_ref().is_some_and(|s| s.volume_name.as_deref().is_some_and(|n| !n.is_empty()));
+        if bound
+            || claim.metadata.deletion_timestamp.is_some()
+            || annotation(PROVISIONER).map(String::as_str) != Some(NAME)
+        {
             return Ok(());
         }
         let Some(class) = self.classes.get(claim_class(&claim)) else { return Ok(()) };
@@ -156,7 +160,8 @@ impl Worker {
             .unwrap_or_default();
         let volume = make_volume(&claim, &class, &host_name, &path).map_err(kube::Error::SerdeError)?;
         let name = volume.metadata.name.clone().unwrap_or_default();
-        match Api::<PersistentVolume>::all(self.client.clone()).create(&PostParams::default(), &volume).await {
+        match Api::<PersistentVolume>::all(self.client.clone()).create(&PostParams::default(), &volume).await
+        {
             Ok(_) => {
                 let text = format!("Successfully provisioned volume {name}");
                 self.recorder.normal(&object, "ProvisioningSucceeded", text);
@@ -170,7 +175,8 @@ impl Worker {
     /// Deletes a volume of ours whose claim is gone, folder first.
     async fn reclaim(&self, key: &str) -> Result<(), kube::Error> {
         let Some(volume) = self.volumes.get(key) else { return Ok(()) };
-        let ours = volume.metadata.annotations.as_ref().and_then(|a| a.get(PROVISIONED_BY)).map(String::as_str);
+        let ours =
+            volume.metadata.annotations.as_ref().and_then(|a| a.get(PROVISIONED_BY)).map(String::as_str);
         let spec = volume.spec.clone().unwrap_or_default();
         if ours != Some(NAME)
             || volume_phase(&volume) != "Released"

@@ -19,7 +19,8 @@ pub(super) fn claim_phase(c: &PersistentVolumeClaim) -> &str {
 
 /// The class that a claim asks for; `""` for none.
 pub(super) fn claim_class(c: &PersistentVolumeClaim) -> &str {
-    let annotation = c.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
+    let annotation =
+        c.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
     annotation
         .or_else(|| c.spec.as_ref().and_then(|s| s.storage_class_name.as_ref()))
         .map(String::as_str)
@@ -28,7 +29,8 @@ pub(super) fn claim_class(c: &PersistentVolumeClaim) -> &str {
 
 /// A volume's class.
 pub(super) fn volume_class(v: &PersistentVolume) -> &str {
-    let annotation = v.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
+    let annotation =
+        v.metadata.annotations.as_ref().and_then(|a| a.get("volume.beta.kubernetes.io/storage-class"));
     annotation
         .or_else(|| v.spec.as_ref().and_then(|s| s.storage_class_name.as_ref()))
         .map(String::as_str)
@@ -132,8 +134,10 @@ mod tests {
         let mut spec = json!({"capacity": {"storage": size}, "accessModes": ["ReadWriteOnce"]});
         spec.as_object_mut().unwrap().extend(more.as_object().cloned().unwrap_or_default());
         Arc::new(
-            serde_json::from_value(json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
-                "spec": spec, "status": {"phase": "Available"}}))
+            serde_json::from_value(
+                json!({"apiVersion": "v1", "kind": "PersistentVolume", "metadata": {"name": name},
+                "spec": spec, "status": {"phase": "Available"}}),
+            )
             .unwrap(),
         )
     }
@@ -147,16 +151,22 @@ mod tests {
 
     #[test]
     fn the_smallest_that_is_large_enough() {
-        let all = [volume("big", "10Gi", json!({})), volume("fit", "2Gi", json!({})), volume("small", "1Gi", json!({}))];
+        let all = [
+            volume("big", "10Gi", json!({})),
+            volume("fit", "2Gi", json!({})),
+            volume("small", "1Gi", json!({})),
+        ];
         let name = |v: Option<Arc<PersistentVolume>>| v.and_then(|v| v.metadata.name.clone());
         assert_eq!(name(find(&claim("1500Mi"), &all, false)).as_deref(), Some("fit"));
         assert_eq!(name(find(&claim("1500Mi"), &all, true)), None);
         assert_eq!(name(find(&claim("20Gi"), &all, false)), None);
         let classed = [volume("x", "5Gi", json!({"storageClassName": "fast"}))];
         assert_eq!(name(find(&claim("1Gi"), &classed, false)), None);
-        let kept = [volume("k", "5Gi", json!({"claimRef": {"name": "c", "namespace": "ns"}})), all[1].clone()];
+        let kept =
+            [volume("k", "5Gi", json!({"claimRef": {"name": "c", "namespace": "ns"}})), all[1].clone()];
         assert_eq!(name(find(&claim("1Gi"), &kept, true)).as_deref(), Some("k"));
-        let others = [volume("o", "5Gi", json!({"claimRef": {"name": "c", "namespace": "ns", "uid": "other"}}))];
+        let others =
+            [volume("o", "5Gi", json!({"claimRef": {"name": "c", "namespace": "ns", "uid": "other"}}))];
         assert_eq!(name(find(&claim("1Gi"), &others, false)), None);
     }
 

@@ -51,7 +51,9 @@ pub async fn start_claims(context: Context) -> anyhow::Result<()> {
             let (client, claim, pods) = (client.clone(), claims.get(&key), pods.clone());
             async move {
                 let Some(claim) = claim else { return Ok(None) };
-                if claim.metadata.deletion_timestamp.is_none() || !has(claim.metadata.finalizers.as_ref(), CLAIM) {
+                if claim.metadata.deletion_timestamp.is_none()
+                    || !has(claim.metadata.finalizers.as_ref(), CLAIM)
+                {
                     return Ok(None);
                 }
                 let Some((namespace, name)) = key.split_once('/') else { return Ok(None) };
@@ -92,7 +94,10 @@ pub async fn start_volumes(context: Context) -> anyhow::Result<()> {
         async move {
             let Some(volume) = volume else { return Ok(None) };
             let deleted = volume.metadata.deletion_timestamp.is_some();
-            if !deleted || !has(volume.metadata.finalizers.as_ref(), VOLUME) || volume_phase(&volume) == "Bound" {
+            if !deleted
+                || !has(volume.metadata.finalizers.as_ref(), VOLUME)
+                || volume_phase(&volume) == "Bound"
+            {
                 return Ok(None);
             }
             let mut volume = (*volume).clone();

@@ -40,10 +40,14 @@ pub fn make(
             name: Some(format!("{}-{hash}", owner.name)),
             namespace: owner_meta.namespace.clone(),
             labels: Some(labels),
-            annotations: owner_meta.annotations.clone().map(|mut a| {
-                a.remove("kubectl.kubernetes.io/last-applied-configuration");
-                a
-            }).filter(|a| !a.is_empty()),
+            annotations: owner_meta
+                .annotations
+                .clone()
+                .map(|mut a| {
+                    a.remove("kubectl.kubernetes.io/last-applied-configuration");
+                    a
+                })
+                .filter(|a| !a.is_empty()),
             owner_references: Some(vec![owner.clone()]),
             ..Default::default()
         },
@@ -53,7 +57,10 @@ pub fn make(
 }
 
 /// The revision of the highest number that holds the same data.
-pub fn find_equal<'a>(revisions: &'a [Arc<ControllerRevision>], data: &Value) -> Option<&'a Arc<ControllerRevision>> {
+pub fn find_equal<'a>(
+    revisions: &'a [Arc<ControllerRevision>],
+    data: &Value,
+) -> Option<&'a Arc<ControllerRevision>> {
     revisions.iter().filter(|r| r.data.as_ref().is_some_and(|d| d.0 == *data)).max_by_key(|r| r.revision)
 }
 

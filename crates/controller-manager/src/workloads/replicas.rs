@@ -8,7 +8,9 @@ use std::time::Duration;
 
 use jiff::Timestamp;
 use k8s_openapi::api::apps::v1::{ReplicaSet, ReplicaSetCondition};
-use k8s_openapi::api::core::v1::{Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition};
+use k8s_openapi::api::core::v1::{
+    Pod, PodTemplateSpec, ReplicationController, ReplicationControllerCondition,
+};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference, Time};
 use kube::api::PostParams;
 use kube::{Api, Client, Resource};
@@ -19,8 +21,8 @@ use serde::de::DeserializeOwned;
 
 use crate::context::Context;
 use crate::control::{
-    self, Expectations, PodControl, availability, claim, controller_of, controller_ref, deletion_order, has_code,
-    is_active, is_ready, is_terminating_namespace, message, pod_from_template, slow_start,
+    self, Expectations, PodControl, availability, claim, controller_of, controller_ref, deletion_order,
+    has_code, is_active, is_ready, is_terminating_namespace, message, pod_from_template, slow_start,
 };
 
 /// As many pods are created or deleted in one sync.
@@ -214,7 +216,9 @@ fn watch_pods<K: Replicated>(
                 }
                 match now {
                     Some(key) => q.add(key),
-                    None if old.metadata.labels != pod.metadata.labels || controller_of(&old.metadata).is_some() => {
+                    None if old.metadata.labels != pod.metadata.labels
+                        || controller_of(&old.metadata).is_some() =>
+                    {
                         orphan(pod);
                     }
                     None => {}
@@ -261,9 +265,9 @@ impl<K: Replicated> Worker<K> {
         let now = Timestamp::now();
         let (counts, again) = count(&*owner, &mine, now);
         let mut updated = (*owner).clone();
-        let reason = failure.as_ref().map(|(missing, e)| {
-            (if *missing { "FailedCreate" } else { "FailedDelete" }, message(e))
-        });
+        let reason = failure
+            .as_ref()
+            .map(|(missing, e)| (if *missing { "FailedCreate" } else { "FailedDelete" }, message(e)));
         if updated.set_status(counts, reason) {
             match api.replace_status(name, &PostParams::default(), &updated).await {
                 Ok(_) => {}

@@ -21,9 +21,13 @@ use pilothouse_client::{Change, EventRecorder, Informer, Queue, key_of};
 
 use crate::context::Context;
 use crate::control::{
-    claim, controller_of, controller_ref, has_code, is_terminal, is_terminating_namespace, message, selects, template_hash,
+    claim, controller_of, controller_ref, has_code, is_terminal, is_terminating_namespace, message, selects,
+    template_hash,
 };
-use revision::{HASH, REVISION, annotate_new, fenceposts, find_new, find_old, is_recreate, max_revision, new_replicas, replicas, revision_of, rs_replicas, set_replicas_annotations};
+use revision::{
+    HASH, REVISION, annotate_new, fenceposts, find_new, find_old, is_recreate, max_revision, new_replicas,
+    replicas, revision_of, rs_replicas, set_replicas_annotations,
+};
 use status::{condition, new_condition, set_condition};
 
 struct Worker {
@@ -56,7 +60,8 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
             match owner_key(&deployments, &rs.metadata) {
                 Some(key) => q.add(key),
                 None if controller_of(&rs.metadata).is_none() => {
-                    for d in deployments.list_namespace(rs.metadata.namespace.as_deref().unwrap_or_default()) {
+                    for d in deployments.list_namespace(rs.metadata.namespace.as_deref().unwrap_or_default())
+                    {
                         if selects(d.spec.as_ref().map(|s| &s.selector), rs.metadata.labels.as_ref()) {
                             q.add(key_of(&*d));
                         }
@@ -110,7 +115,8 @@ impl Worker {
             return Ok(None);
         }
         let api: Api<Deployment> = Api::namespaced(self.client.clone(), namespace);
-        let live = || async { Ok::<Option<ObjectMeta>, kube::Error>(api.get_opt(name).await?.map(|d| d.metadata)) };
+        let live =
+            || async { Ok::<Option<ObjectMeta>, kube::Error>(api.get_opt(name).await?.map(|d| d.metadata)) };
         let matches = |rs: &ReplicaSet| selects(Some(&selector), rs.metadata.labels.as_ref());
         let sets = claim(
             &self.client,
@@ -136,20 +142,29 @@ impl Worker {
 
     /// Keeps the condition that says that the Deployment is paused, or no longer is: a pause does not count against
     /// the deadline. `None` where it was just written; the change brings the key back.
-    async fn note_paused(&self, api: &Api<Deployment>, mut d: Deployment) -> Result<Option<Deployment>, kube::Error> {
+    async fn note_paused(
+        &self,
+        api: &Api<Deployment>,
+        mut d: Deployment,
+    ) -> Result<Option<Deployment>, kube::Error> {
         let spec = d.spec.clone().unwrap_or_default();
         if spec.progress_deadline_seconds.is_none_or(|s| s == i32::MAX) {
             return Ok(Some(d));
         }
-        let reason = d.status.as_ref().and_then(|s| condition(s, "Progressing")).and_then(|c| c.reason.clone());
+        let reason =
+            d.status.as_ref().and_then(|s| condition(s, "Progressing")).and_then(|c| c.reason.clone());
         if reason.as_deref() == Some("ProgressDeadlineExceeded") {
             return Ok(Some(d));
         }
         let noted = reason.as_deref() == Some("DeploymentPaused");
         let paused = spec.paused.unwrap_or(false);
         let c = match (paused, noted) {
-            (true, false) => new_condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused".into()),
-            (false, true) => new_condition("Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed".into()),
+            (true, false) => {
+                new_condition("Progressing", "Unknown", "DeploymentPaused", "Deployment is paused".into())
+            }
+            (false, true) => {
+                new_condition("Progressing", "Unknown", "DeploymentResumed", "Deployment is resumed".into())
+            }
             _ => return Ok(Some(d)),
         };
         set_condition(d.status.get_or_insert_default(), c);
@@ -198,7 +213,11 @@ impl Worker {
         self.finish(&d, &all, new.as_ref()).await
     }
 
-    async fn recreate(&self, d: &Deployment, sets: &[Arc<ReplicaSet>]) -> Result<Option<Duration>, kube::Error> {
+    async fn recreate(
+        &self,
+        d: &Deployment,
+        sets: &[Arc<ReplicaSet>],
+    ) -> Result<Option<Duration>, kube::Error> {
         let (d, new, old) = self.sets_of(d, sets, false).await?;
         let all: Vec<_> = old.iter().cloned().chain(new.clone()).collect();
         let to_stop = scale::active(&old);
@@ -228,7 +247,8 @@ impl Worker {
     fn old_pods_running(&self, old: &[Arc<ReplicaSet>], new: Option<&ReplicaSet>) -> bool {
         old.iter().filter(|rs| new.is_none_or(|n| n.metadata.uid != rs.metadata.uid)).any(|rs| {
             self.pods.list_namespace(rs.metadata.namespace.as_deref().unwrap_or_default()).iter().any(|p| {
-                controller_of(&p.metadata).is_some_and(|r| Some(&r.uid) == rs.metadata.uid.as_ref()) && !is_terminal(p)
+                controller_of(&p.metadata).is_some_and(|r| Some(&r.uid) == rs.metadata.uid.as_ref())
+                    && !is_terminal(p)
             })
         })
     }
@@ -286,12 +306,19 @@ impl Worker {
                 }
                 if differs {
                     let name = changed.metadata.name.clone().unwrap_or_default();
-                    return Ok((d, Some(Arc::new(api.replace(&name, &PostParams::default(), &changed).await?)), old));
+                    return Ok((
+                        d,
+                        Some(Arc::new(api.replace(&name, &PostParams::default(), &changed).await?)),
+                        old,
+                    ));
                 }
                 let own = revision_of(rs.metadata.annotations.as_ref());
                 let mut write = self.note_revision(&mut d, own);
                 if d.status.as_ref().and_then(|s| condition(s, "Progressing")).is_none() && has_deadline(&d) {
-                    let text = format!("Found new replica set {:?}", rs.metadata.name.as_deref().unwrap_or_default());
+                    let text = format!(
+                        "Found new replica set {:?}",
+                        rs.metadata.name.as_deref().unwrap_or_default()
+                    );
                     set_condition(
                         d.status.get_or_insert_default(),
                         new_condition("Progressing", "True", "FoundNewReplicaSet", text),
@@ -320,7 +347,12 @@ impl Worker {
         let spec = d.spec.clone().unwrap_or_default();
         let hash = template_hash(&spec.template, d.status.as_ref().and_then(|s| s.collision_count));
         let mut template = spec.template.clone();
-        template.metadata.get_or_insert_default().labels.get_or_insert_default().insert(HASH.into(), hash.clone());
+        template
+            .metadata
+            .get_or_insert_default()
+            .labels
+            .get_or_insert_default()
+            .insert(HASH.into(), hash.clone());
         let mut selector = spec.selector.clone();
         selector.match_labels.get_or_insert_default().insert(HASH.into(), hash.clone());
         let mut rs = ReplicaSet {
@@ -352,7 +384,8 @@ impl Worker {
             Ok(created) => created,
             Err(e) if has_code(&e, 409) => {
                 let existing = api.get(rs.metadata.name.as_deref().unwrap_or_default()).await?;
-                let ours = controller_of(&existing.metadata).is_some_and(|r| Some(&r.uid) == d.metadata.uid.as_ref());
+                let ours = controller_of(&existing.metadata)
+                    .is_some_and(|r| Some(&r.uid) == d.metadata.uid.as_ref());
                 let same = existing
                     .spec
                     .as_ref()
@@ -369,7 +402,11 @@ impl Worker {
             }
             Err(e) => {
                 if !is_terminating_namespace(&e) && has_deadline(d) {
-                    let text = format!("Failed to create new replica set {:?}: {}", rs.metadata.name.as_deref().unwrap_or_default(), message(&e));
+                    let text = format!(
+                        "Failed to create new replica set {:?}: {}",
+                        rs.metadata.name.as_deref().unwrap_or_default(),
+                        message(&e)
+                    );
                     set_condition(
                         d.status.get_or_insert_default(),
                         new_condition("Progressing", "False", "ReplicaSetCreateError", text.clone()),
@@ -446,7 +483,11 @@ impl Worker {
 
     fn scaled_event(&self, object: &ObjectReference, rs: &str, up: bool, n: i32) {
         let direction = if up { "up" } else { "down" };
-        self.recorder.normal(object, "ScalingReplicaSet", format!("Scaled {direction} replica set {rs} to {n}"));
+        self.recorder.normal(
+            object,
+            "ScalingReplicaSet",
+            format!("Scaled {direction} replica set {rs} to {n}"),
+        );
     }
 
     /// Deletes the oldest ReplicaSets over the history limit.
@@ -461,12 +502,16 @@ impl Worker {
         removable.sort_by_key(|rs| revision_of(rs.metadata.annotations.as_ref()));
         for rs in removable.into_iter().take(surplus) {
             let status = rs.status.clone().unwrap_or_default();
-            if status.replicas != 0 || rs_replicas(rs) != 0 || rs.metadata.generation > status.observed_generation {
+            if status.replicas != 0
+                || rs_replicas(rs) != 0
+                || rs.metadata.generation > status.observed_generation
+            {
                 continue;
             }
             let namespace = rs.metadata.namespace.as_deref().unwrap_or_default();
             let api: Api<ReplicaSet> = Api::namespaced(self.client.clone(), namespace);
-            match api.delete(rs.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default()).await {
+            match api.delete(rs.metadata.name.as_deref().unwrap_or_default(), &DeleteParams::default()).await
+            {
                 Ok(_) => {}
                 Err(e) if has_code(&e, 404) => {}
                 Err(e) => return Err(e),

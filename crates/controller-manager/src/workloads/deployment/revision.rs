@@ -140,7 +140,11 @@ pub(super) fn annotate_new(d: &Deployment, rs: &mut ReplicaSet, revision: i64, e
 }
 
 /// Sets the annotations that proportional scaling goes by. Returns whether one changed.
-pub(super) fn set_replicas_annotations(annotations: &mut BTreeMap<String, String>, desired: i32, max: i32) -> bool {
+pub(super) fn set_replicas_annotations(
+    annotations: &mut BTreeMap<String, String>,
+    desired: i32,
+    max: i32,
+) -> bool {
     let mut changed = false;
     for (key, value) in [(DESIRED, desired), (MAX, max)] {
         let value = value.to_string();
@@ -202,7 +206,9 @@ mod tests {
 
     #[test]
     fn the_hash_label_does_not_make_templates_differ() {
-        let t = |labels: serde_json::Value| -> PodTemplateSpec { serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap() };
+        let t = |labels: serde_json::Value| -> PodTemplateSpec {
+            serde_json::from_value(json!({"metadata": {"labels": labels}})).unwrap()
+        };
         assert!(same_template(&t(json!({"a": "b", HASH: "x"})), &t(json!({"a": "b"}))));
         assert!(!same_template(&t(json!({"a": "c"})), &t(json!({"a": "b"}))));
     }

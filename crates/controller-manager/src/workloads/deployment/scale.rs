@@ -4,7 +4,9 @@ use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::{Deployment, ReplicaSet};
 
-use super::revision::{MAX, annotation_number, fenceposts, is_recreate, max_unavailable, new_replicas, replicas, rs_replicas};
+use super::revision::{
+    MAX, annotation_number, fenceposts, is_recreate, max_unavailable, new_replicas, replicas, rs_replicas,
+};
 use super::status::available;
 
 /// A ReplicaSet and how many replicas it should have.
@@ -60,9 +62,9 @@ fn proportional(d: &Deployment, mut sets: Vec<Arc<ReplicaSet>>) -> Vec<Target> {
     let created = |rs: &ReplicaSet| rs.metadata.creation_timestamp.clone().map(|t| t.0);
     // Largest first; among equals the newest grows first and the oldest shrinks first.
     sets.sort_by(|a, b| {
-        rs_replicas(b).cmp(&rs_replicas(a)).then_with(|| {
-            if to_add > 0 { created(b).cmp(&created(a)) } else { created(a).cmp(&created(b)) }
-        })
+        rs_replicas(b)
+            .cmp(&rs_replicas(a))
+            .then_with(|| if to_add > 0 { created(b).cmp(&created(a)) } else { created(a).cmp(&created(b)) })
     });
     let mut added = 0;
     let mut targets: Vec<Target> = sets
@@ -93,7 +95,8 @@ fn proportion(d: &Deployment, rs: &ReplicaSet, to_add: i32, added: i32) -> i32 {
         -size
     } else {
         let max = replicas(d) + fenceposts(d).0;
-        let annotated = annotation_number(rs, MAX).unwrap_or_else(|| d.status.as_ref().and_then(|s| s.replicas).unwrap_or(1));
+        let annotated = annotation_number(rs, MAX)
+            .unwrap_or_else(|| d.status.as_ref().and_then(|s| s.replicas).unwrap_or(1));
         let new_size = f64::from(size * max) / f64::from(annotated.max(1));
         new_size.round() as i32 - size
     };

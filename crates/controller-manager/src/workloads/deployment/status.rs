@@ -61,7 +61,11 @@ pub(super) fn available(sets: &[Arc<ReplicaSet>]) -> i32 {
 }
 
 /// Counts and the `Available` condition; other conditions as they were.
-pub(super) fn calculate(d: &Deployment, all: &[Arc<ReplicaSet>], new: Option<&Arc<ReplicaSet>>) -> DeploymentStatus {
+pub(super) fn calculate(
+    d: &Deployment,
+    all: &[Arc<ReplicaSet>],
+    new: Option<&Arc<ReplicaSet>>,
+) -> DeploymentStatus {
     let available = available(all);
     let total = sum(all, rs_replicas);
     let old = d.status.clone().unwrap_or_default();
@@ -166,7 +170,10 @@ pub(super) fn rollout(
         };
         if complete(d, &status) {
             let message = text("has successfully progressed.", "has successfully progressed.");
-            set_condition(&mut status, new_condition("Progressing", "True", "NewReplicaSetAvailable", message));
+            set_condition(
+                &mut status,
+                new_condition("Progressing", "True", "NewReplicaSetAvailable", message),
+            );
         } else if progressing(d, &status) {
             let message = text("is progressing.", "is progressing.");
             let mut c = new_condition("Progressing", "True", "ReplicaSetUpdated", message);
@@ -180,11 +187,18 @@ pub(super) fn rollout(
             set_condition(&mut status, c);
         } else if timed_out(d, &status, now) {
             let message = text("has timed out progressing.", "has timed out progressing.");
-            set_condition(&mut status, new_condition("Progressing", "False", "ProgressDeadlineExceeded", message));
+            set_condition(
+                &mut status,
+                new_condition("Progressing", "False", "ProgressDeadlineExceeded", message),
+            );
         }
     }
     let failure = new.into_iter().chain(all).find_map(|rs| {
-        rs.status.iter().flat_map(|s| s.conditions.iter().flatten()).find(|c| c.type_ == "ReplicaFailure").cloned()
+        rs.status
+            .iter()
+            .flat_map(|s| s.conditions.iter().flatten())
+            .find(|c| c.type_ == "ReplicaFailure")
+            .cloned()
     });
     match failure {
         Some(f) => {
@@ -257,7 +271,8 @@ mod tests {
 
     #[test]
     fn times_out() {
-        let d = deployment(json!({"replicas": 2, "updatedReplicas": 2, "observedGeneration": 1, "conditions": [
+        let d =
+            deployment(json!({"replicas": 2, "updatedReplicas": 2, "observedGeneration": 1, "conditions": [
             {"type": "Progressing", "status": "True", "reason": "ReplicaSetUpdated",
              "lastUpdateTime": "2024-01-01T00:00:00Z", "lastTransitionTime": "2024-01-01T00:00:00Z"}]}));
         let new = rs(2, 0);

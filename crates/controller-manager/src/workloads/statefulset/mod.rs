@@ -17,7 +17,9 @@ use pilothouse_client::events::reference;
 use pilothouse_client::{EventRecorder, Informer, Queue, key_of};
 
 use crate::context::Context;
-use crate::control::{claim, controller_of, controller_ref, has_code, is_terminating_namespace, message, selects};
+use crate::control::{
+    claim, controller_of, controller_ref, has_code, is_terminating_namespace, message, selects,
+};
 use crate::workloads::history;
 use plan::Step;
 
@@ -94,12 +96,14 @@ impl Worker {
         let owner = controller_ref(&*set);
         let selector = set.spec.as_ref().map(|s| s.selector.clone());
         let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), namespace);
-        let live = || async { Ok::<Option<ObjectMeta>, kube::Error>(api.get_opt(name).await?.map(|s| s.metadata)) };
+        let live =
+            || async { Ok::<Option<ObjectMeta>, kube::Error>(api.get_opt(name).await?.map(|s| s.metadata)) };
         let matches = |p: &Pod| {
             selects(selector.as_ref(), p.metadata.labels.as_ref()) && identity::ordinal(&set, p).is_some()
         };
         let pods =
-            claim(&self.client, &owner, &set.metadata, matches, self.pods.list_namespace(namespace), live).await?;
+            claim(&self.client, &owner, &set.metadata, matches, self.pods.list_namespace(namespace), live)
+                .await?;
         let own_revisions: Vec<Arc<ControllerRevision>> = self
             .revisions
             .list_namespace(namespace)
@@ -149,11 +153,14 @@ impl Worker {
             // The template went back to what it was: that revision is the newest again.
             (Some(equal), _) => history::renumber(&self.client, equal, next).await?,
             (None, _) => {
-                let labels = set.spec.as_ref().and_then(|s| s.selector.match_labels.clone()).unwrap_or_default();
+                let labels =
+                    set.spec.as_ref().and_then(|s| s.selector.match_labels.clone()).unwrap_or_default();
                 let owner = controller_ref(set);
                 history::create(
                     &self.client,
-                    |collision| history::make(&owner, &set.metadata, labels.clone(), data.clone(), next, collision),
+                    |collision| {
+                        history::make(&owner, &set.metadata, labels.clone(), data.clone(), next, collision)
+                    },
                     &mut collisions,
                 )
                 .await?
@@ -190,7 +197,8 @@ impl Worker {
                         // Ours that the local copy does not show yet, or somebody else's in our way.
                         let existing = api.get_opt(&pod_name).await?;
                         let ours = existing.is_some_and(|p| {
-                            controller_of(&p.metadata).is_some_and(|r| Some(&r.uid) == set.metadata.uid.as_ref())
+                            controller_of(&p.metadata)
+                                .is_some_and(|r| Some(&r.uid) == set.metadata.uid.as_ref())
                         });
                         if !ours {
                             return Err(e);
@@ -251,7 +259,11 @@ impl Worker {
                 Err(e) if has_code(&e, 409) => {}
                 Err(e) => {
                     let why = message(&e);
-                    self.recorder.warning(object, "FailedCreate", format!("create {text} failed error: {why}"));
+                    self.recorder.warning(
+                        object,
+                        "FailedCreate",
+                        format!("create {text} failed error: {why}"),
+                    );
                     return Err(e);
                 }
             }
@@ -259,7 +271,14 @@ impl Worker {
         Ok(())
     }
 
-    fn note(&self, object: &ObjectReference, set: &StatefulSet, verb: &str, pod: &str, error: Option<&kube::Error>) {
+    fn note(
+        &self,
+        object: &ObjectReference,
+        set: &StatefulSet,
+        verb: &str,
+        pod: &str,
+        error: Option<&kube::Error>,
+    ) {
         let set = set.metadata.name.as_deref().unwrap_or_default();
         let mut title = verb.to_string();
         title[..1].make_ascii_uppercase();
@@ -275,10 +294,15 @@ impl Worker {
         }
     }
 
-    async fn write_status(&self, set: &StatefulSet, mut status: StatefulSetStatus) -> Result<(), kube::Error> {
+    async fn write_status(
+        &self,
+        set: &StatefulSet,
+        mut status: StatefulSetStatus,
+    ) -> Result<(), kube::Error> {
         let old = set.status.clone().unwrap_or_default();
         status.conditions = old.conditions.clone();
-        status.available_replicas = if self.server_minor >= 22 { Some(status.ready_replicas.unwrap_or(0)) } else { None };
+        status.available_replicas =
+            if self.server_minor >= 22 { Some(status.ready_replicas.unwrap_or(0)) } else { None };
         let zero_is_none = |n: Option<i32>| n.filter(|n| *n != 0);
         let same = old.observed_generation == status.observed_generation
             && old.replicas == status.replicas
@@ -294,8 +318,10 @@ impl Worker {
         }
         let mut set = set.clone();
         set.status = Some(status);
-        let (namespace, name) =
-            (set.metadata.namespace.clone().unwrap_or_default(), set.metadata.name.clone().unwrap_or_default());
+        let (namespace, name) = (
+            set.metadata.namespace.clone().unwrap_or_default(),
+            set.metadata.name.clone().unwrap_or_default(),
+        );
         let api: Api<StatefulSet> = Api::namespaced(self.client.clone(), &namespace);
         match api.replace_status(&name, &PostParams::default(), &set).await {
             Ok(_) => Ok(()),
