@@ -1,6 +1,11 @@
 //! Volumes: what the pod workers ask of whoever mounts them.
 
+pub mod atomic;
+pub mod content;
 pub mod fake;
+pub mod host;
+pub mod manager;
+pub mod token;
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
