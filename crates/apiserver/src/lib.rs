@@ -47,6 +47,7 @@ pub mod tls;
 #[cfg(test)]
 pub mod testing;
 
+pub use config::Config;
 pub use server::run;
 
 /// The flag table of `kube-apiserver`.
