@@ -4,7 +4,7 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
-use crate::{accounts, batch, certificates, endpoints, gc, volume, workloads};
+use crate::{accounts, batch, certificates, endpoints, gc, node, volume, workloads};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -31,6 +31,9 @@ pub const ALL: &[Controller] = &[
     controller!("namespace", gc::namespace::start),
     controller!("garbagecollector", gc::garbage_collector::start),
     controller!("podgc", gc::pod_gc::start),
+    controller!("nodelifecycle", node::lifecycle::start),
+    controller!("nodeipam", node::ipam::start),
+    controller!("ttl", node::ttl::start),
     controller!("serviceaccount", accounts::service_account::start),
     controller!("serviceaccount-token", accounts::tokens::start),
     controller!("root-ca-cert-publisher", accounts::root_ca::start),
