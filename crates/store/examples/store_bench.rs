@@ -88,7 +88,9 @@ async fn start(dir: &Path, objects: usize) {
     // As after a kill: the file as it is, not closed.
     let killed = dir.with_extension("killed");
     std::fs::create_dir(&killed).unwrap();
-    std::fs::copy(dir.join("store.redb"), killed.join("store.redb")).unwrap();
+    for file in ["store.redb", "log.0", "log.1"] {
+        std::fs::copy(dir.join(file), killed.join(file)).unwrap();
+    }
     store.close().await;
     drop(store);
     for (name, dir) in [("after a close", dir), ("after a kill", &killed)] {

@@ -1,17 +1,18 @@
-//! The store of a single machine: one file, written by [redb](https://docs.rs/redb).
+//! The store of a single machine: a log, and a database written by [redb](https://docs.rs/redb).
 //!
-//! A table from revision to change is the whole truth on disk; an index from key to revisions is rebuilt in memory at
-//! the start, as etcd does it. Values stay on disk (in redb's page cache) and are not kept twice: the API server's
-//! watch cache has them already. The last few MiB of events are kept in memory for watches.
-//!
-//! Writes that wait at the same moment become durable in one transaction; each is acknowledged after it. Reads see
-//! only what is durable.
+//! The design is etcd's. A write is durable once it is in the log, one append and one sync for all writes that wait at
+//! the same moment; each is acknowledged after it, and reads see only what is durable. Every few MiB the log goes into
+//! the database, a table from revision to change. An index from key to revisions is rebuilt in memory at the start.
+//! Values stay on disk (in redb's page cache) and are not kept twice: the API server's watch cache has them already.
+//! The last few MiB of events are kept in memory for watches.
 
 mod disk;
 mod expiry;
 mod feed;
 mod index;
+mod log;
 mod ring;
+mod storage;
 mod writer;
 
 use std::path::{Path, PathBuf};
@@ -23,10 +24,10 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
-use self::disk::{Disk, Snapshot};
 use self::expiry::Expiry;
 use self::index::{Index, Version};
 use self::ring::Ring;
+use self::storage::{Snapshot, Storage};
 use self::writer::{Change, Queue, Reply, Request};
 use crate::{Error, Expect, KeyValue, Outcome, Range, RangeResult, Store, WatchStream};
 
@@ -73,7 +74,7 @@ struct State {
 struct Inner {
     dir: PathBuf,
     min_free: u64,
-    disk: Disk,
+    storage: Storage,
     state: RwLock<State>,
     progress: watch::Sender<Progress>,
     queue: Mutex<Queue>,
@@ -91,20 +92,25 @@ impl EmbeddedStore {
     /// As [`EmbeddedStore::open`], with options.
     pub fn open_with(dir: &Path, options: Options) -> Result<Arc<Self>, Error> {
         let cache = options.cache;
-        Self::open_through(dir, options, disk::file_opener(cache))
+        Self::open_through(dir, options, disk::file_opener(cache), Box::new(log::RealIo))
     }
 
-    fn open_through(dir: &Path, options: Options, opener: disk::Opener) -> Result<Arc<Self>, Error> {
-        let (disk, loaded) = Disk::open(dir, opener)?;
-        let revision = loaded.index.revision();
+    fn open_through(
+        dir: &Path,
+        options: Options,
+        opener: disk::Opener,
+        io: Box<dyn log::Io>,
+    ) -> Result<Arc<Self>, Error> {
+        let (storage, opened) = Storage::open(dir, opener, io)?;
+        let revision = opened.index.revision();
         let inner = Arc::new(Inner {
             dir: dir.to_path_buf(),
             min_free: options.min_free,
-            disk,
-            state: RwLock::new(State { index: loaded.index, ring: Ring::new(revision + 1, options.recent) }),
+            storage,
+            state: RwLock::new(State { index: opened.index, ring: Ring::new(revision + 1, options.recent) }),
             progress: watch::channel(Progress { revision, closed: false }).0,
-            queue: Mutex::new(Queue::new(loaded.garbage)),
-            expiry: Arc::new(Expiry::new(loaded.expiring, unix_millis())),
+            queue: Mutex::new(Queue::default()),
+            expiry: Arc::new(Expiry::new(opened.expiring, unix_millis())),
         });
         expiry::run(&inner);
         Ok(Arc::new(EmbeddedStore { inner }))
@@ -119,7 +125,7 @@ impl EmbeddedStore {
         }
         self.inner.expiry.stop();
         let inner = self.inner.clone();
-        let _ = tokio::task::spawn_blocking(move || inner.disk.close()).await;
+        let _ = tokio::task::spawn_blocking(move || inner.storage.close()).await;
         self.inner.progress.send_modify(|p| p.closed = true);
     }
 
@@ -185,7 +191,7 @@ impl Inner {
             return Ok(RangeResult { kvs: Vec::new(), more: false, count, revision });
         }
         // The snapshot is taken while the index cannot move on, so that compaction cannot take the values away.
-        let snapshot = self.disk.snapshot()?;
+        let snapshot = self.storage.snapshot()?;
         drop(state);
         let kvs: Vec<KeyValue> = found
             .into_iter()
@@ -214,19 +220,19 @@ impl Store for EmbeddedStore {
         let state = self.inner.state.read();
         let revision = state.index.revision();
         let Some((key, version)) = state.index.latest(key) else {
-            self.inner.disk.check_open()?;
+            self.inner.storage.check_open()?;
             return Ok((None, revision));
         };
         if let Some(kv) = state.ring.value(version.revision) {
             return Ok((Some(kv), revision));
         }
-        let snapshot = self.inner.disk.snapshot()?;
+        let snapshot = self.inner.storage.snapshot()?;
         drop(state);
         Ok((Some(self.inner.load(&snapshot, key, version)?), revision))
     }
 
     async fn range(&self, range: Range) -> Result<RangeResult, Error> {
-        self.inner.disk.check_open()?;
+        self.inner.storage.check_open()?;
         if range.count_only || (range.limit > 0 && range.limit <= INLINE_READS) {
             return self.inner.read_range(&range);
         }
@@ -258,12 +264,12 @@ impl Store for EmbeddedStore {
     }
 
     async fn revision(&self) -> Result<u64, Error> {
-        self.inner.disk.check_open()?;
+        self.inner.storage.check_open()?;
         Ok(self.inner.progress.borrow().revision)
     }
 
     async fn watch(&self, prefix: Bytes, from: u64) -> Result<WatchStream, Error> {
-        self.inner.disk.check_open()?;
+        self.inner.storage.check_open()?;
         Ok(feed::watch(self.inner.clone(), prefix, from))
     }
 
@@ -272,7 +278,7 @@ impl Store for EmbeddedStore {
     }
 
     async fn health(&self) -> Vec<(String, Result<(), Error>)> {
-        vec![("embedded".into(), self.inner.disk.health())]
+        vec![("embedded".into(), self.inner.storage.health())]
     }
 }
 

@@ -1,4 +1,4 @@
-//! The file: three redb tables.
+//! The database: three redb tables in one file. It gets what the log holds from time to time, so it lags behind.
 //!
 //! `changes` maps a revision to what happened at it (see [`Row`]), `values` a revision to the value that was written,
 //! `meta` holds the format's number and the compacted revision. The newest change is never compacted away, so the last
@@ -12,8 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use bytes::Bytes;
-use parking_lot::{Mutex, RwLock, RwLockReadGuard};
-use redb::{Database, DatabaseError, ReadOnlyTable, ReadableDatabase, TableDefinition, TableError};
+use parking_lot::{RwLock, RwLockReadGuard};
+use redb::{
+    Database, DatabaseError, ReadOnlyTable, ReadableDatabase, ReadableTable, TableDefinition, TableError,
+};
 
 use super::closed;
 use super::index::{Index, Version};
@@ -66,7 +68,7 @@ impl Row {
     }
 }
 
-/// What one transaction writes.
+/// What one transaction writes, from the log and what compaction leaves.
 #[derive(Debug, Default)]
 pub(super) struct Batch {
     /// New changes with their values, in the order of their revisions.
@@ -77,13 +79,11 @@ pub(super) struct Batch {
     pub(super) compacted: Option<u64>,
 }
 
-/// What was on disk at the start.
+/// What was in the file at the start.
 #[derive(Debug)]
 pub(super) struct Loaded {
     pub(super) index: Index,
-    /// Revisions that are compacted and not yet deleted.
-    pub(super) garbage: Vec<u64>,
-    /// Keys with a time to live: revision, key, and when it ends.
+    /// Keys that were given a time to live: revision, key, and when it ends.
     pub(super) expiring: Vec<(u64, Bytes, u64)>,
 }
 
@@ -94,12 +94,10 @@ pub(super) struct Disk {
     /// Not there where the store is closed, or where the file could not be opened again yet.
     db: RwLock<Option<Database>>,
     closed: AtomicBool,
-    /// Why nothing can be written any more.
-    failed: Mutex<Option<Error>>,
 }
 
 /// A view of the file that does not change. It must not be held over an `await`.
-pub(super) struct Snapshot<'a> {
+pub(super) struct DiskSnapshot<'a> {
     changes: ReadOnlyTable<u64, &'static [u8]>,
     values: ReadOnlyTable<u64, &'static [u8]>,
     disk: &'a Disk,
@@ -117,13 +115,7 @@ impl Disk {
         OpenOptions::new().create(true).append(true).mode(0o600).open(&path).map_err(io)?;
         File::open(dir).and_then(|d| d.sync_all()).map_err(io)?;
         let db = open_database(&opener, &path)?;
-        let disk = Disk {
-            path,
-            opener,
-            db: RwLock::new(Some(db)),
-            closed: AtomicBool::new(false),
-            failed: Mutex::new(None),
-        };
+        let disk = Disk { path, opener, db: RwLock::new(Some(db)), closed: AtomicBool::new(false) };
         let loaded = disk.guarded(|| disk.load())?;
         Ok((disk, loaded))
     }
@@ -147,9 +139,7 @@ impl Disk {
             }
             index.apply(&row.key, row.version);
         }
-        let garbage = if compacted > 0 { index.compact(compacted) } else { Vec::new() };
-        expiring.retain(|(revision, key, _)| index.latest(key).is_some_and(|(_, v)| v.revision == *revision));
-        Ok(Loaded { index, garbage, expiring })
+        Ok(Loaded { index, expiring })
     }
 
     /// The compacted revision; `None` where the file is new.
@@ -201,48 +191,32 @@ impl Disk {
     }
 
     /// A view of what is durable now.
-    pub(super) fn snapshot(&self) -> Result<Snapshot<'_>, Error> {
+    pub(super) fn snapshot(&self) -> Result<DiskSnapshot<'_>, Error> {
         let guard = self.database()?;
         let tx = guard.as_ref().ok_or_else(closed)?.begin_read().map_err(|e| self.error(e))?;
         let changes = tx.open_table(CHANGES).map_err(|e| self.error(e))?;
         let values = tx.open_table(VALUES).map_err(|e| self.error(e))?;
-        Ok(Snapshot { changes, values, disk: self, _guard: guard })
+        Ok(DiskSnapshot { changes, values, disk: self, _guard: guard })
     }
 
-    /// Writes a batch; it is durable when this returns `Ok`, and has not happened when it returns an error.
+    /// Writes a batch; it is durable when this returns `Ok`. On an error it can be written again.
     pub(super) fn commit(&self, batch: &Batch) -> Result<(), Error> {
-        if let Some(e) = self.failed.lock().clone() {
-            return Err(e);
-        }
         let result = self.guarded(|| self.try_commit(batch));
-        let Err(error) = result else { return Ok(()) };
-        // redb refuses everything after a failed write until the file is opened again; reads must go on.
-        let happened = self.reopen().and_then(|()| match batch.rows.last() {
-            Some((row, _)) => Ok(self.snapshot()?.row(row.version.revision)?.is_some()),
-            None => Ok(true),
-        });
-        match (happened, &error) {
-            // Whether what a failed sync left in the page cache is on the disk, nobody can tell: only a full disk,
-            // which fails before the sync, allows to go on.
-            (Ok(false), Error::NoSpace(_)) => Err(error),
-            (Ok(true), Error::NoSpace(_)) => Ok(()),
-            // A transaction that ran out of space before its sync has not happened, even if the file cannot be
-            // opened yet to see it; a later read opens it.
-            (Err(Error::NoSpace(_)), Error::NoSpace(_)) => Err(error),
-            (Err(reopen), _) => self.fail(Error::Broken(format!("{error}; then: {reopen}"))),
-            (Ok(_), _) => self.fail(error),
+        if result.is_err() {
+            // redb refuses everything after a failed write until the file is opened again; reads must go on. Where
+            // that fails, too, the next read tries again.
+            if let Err(e) = self.reopen() {
+                tracing::warn!("{e}");
+            }
         }
-    }
-
-    fn fail(&self, error: Error) -> Result<(), Error> {
-        tracing::error!("the store takes no more writes: {error}");
-        *self.failed.lock() = Some(error.clone());
-        Err(error)
+        result
     }
 
     fn try_commit(&self, batch: &Batch) -> Result<(), Error> {
         let guard = self.database()?;
-        let tx = guard.as_ref().ok_or_else(closed)?.begin_write().map_err(|e| self.error(e))?;
+        let mut tx = guard.as_ref().ok_or_else(closed)?.begin_write().map_err(|e| self.error(e))?;
+        // Costs a little more now, and spares the start after a crash a look at the whole file.
+        tx.set_quick_repair(true);
         {
             let mut changes = tx.open_table(CHANGES).map_err(|e| self.error(e))?;
             let mut values = tx.open_table(VALUES).map_err(|e| self.error(e))?;
@@ -287,12 +261,6 @@ impl Disk {
         if self.closed.load(Ordering::Acquire) { Err(closed()) } else { Ok(()) }
     }
 
-    /// Why the store does not work, if so.
-    pub(super) fn health(&self) -> Result<(), Error> {
-        self.check_open()?;
-        self.failed.lock().clone().map_or(Ok(()), Err)
-    }
-
     /// redb panics on some kinds of damage; to us that is an error like any other.
     fn guarded<T>(&self, f: impl FnOnce() -> Result<T, Error>) -> Result<T, Error> {
         catch_unwind(AssertUnwindSafe(f)).unwrap_or_else(|_| Err(damaged(&self.path, "unexpected content")))
@@ -303,7 +271,7 @@ impl Disk {
     }
 }
 
-impl Snapshot<'_> {
+impl DiskSnapshot<'_> {
     /// What was written at a revision.
     pub(super) fn value(&self, revision: u64) -> Result<Option<Bytes>, Error> {
         let value = self.values.get(revision).map_err(|e| self.disk.error(e))?;
@@ -316,6 +284,11 @@ impl Snapshot<'_> {
             Some(bytes) => self.disk.row(revision, bytes.value()).map(Some),
             None => Ok(None),
         }
+    }
+
+    /// The newest change in the file; 0 where there is none.
+    pub(super) fn newest(&self) -> Result<u64, Error> {
+        Ok(self.changes.last().map_err(|e| self.disk.error(e))?.map_or(0, |(revision, _)| revision.value()))
     }
 
     /// What happened from revision `from` up to and without `to`, oldest first.
@@ -339,7 +312,7 @@ fn open_database(opener: &Opener, path: &Path) -> Result<Database, Error> {
     }
 }
 
-fn damaged(path: &Path, how: &str) -> Error {
+pub(super) fn damaged(path: &Path, how: &str) -> Error {
     Error::Broken(format!("{} is damaged: {how}", path.display()))
 }
 

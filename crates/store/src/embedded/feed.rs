@@ -83,12 +83,11 @@ fn history(inner: &Inner, prefix: &Bytes, from: u64) -> Result<(Vec<Event>, u64)
     }
     let to = state.ring.first().min(from + BATCH as u64);
     // Taken while compaction cannot move on: from here on nothing in `from..to` can go away.
-    let snapshot = inner.disk.snapshot()?;
+    let snapshot = inner.storage.snapshot()?;
     drop(state);
 
     let (mut events, mut bytes) = (Vec::new(), 0);
     for row in snapshot.rows(from, to)? {
-        let row = row?;
         if !row.key.starts_with(prefix) {
             continue;
         }

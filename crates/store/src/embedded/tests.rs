@@ -79,14 +79,38 @@ impl StorageBackend for Faulty {
     }
 }
 
-struct Fault {
+struct FaultyIo {
     full: Arc<AtomicBool>,
     broken: Arc<AtomicBool>,
 }
 
+impl log::Io for FaultyIo {
+    fn write(&self, file: &std::fs::File, bytes: &[u8], offset: u64) -> io::Result<()> {
+        if self.full.load(Ordering::SeqCst) {
+            // As much as there is room for.
+            log::RealIo.write(file, &bytes[..bytes.len() / 2], offset)?;
+            return Err(io::ErrorKind::StorageFull.into());
+        }
+        log::RealIo.write(file, bytes, offset)
+    }
+    fn sync(&self, file: &std::fs::File) -> io::Result<()> {
+        if self.broken.load(Ordering::SeqCst) {
+            return Err(io::Error::other("the disk is on fire"));
+        }
+        log::RealIo.sync(file)
+    }
+}
+
+#[derive(Default)]
+struct Fault {
+    log_full: Arc<AtomicBool>,
+    log_broken: Arc<AtomicBool>,
+    database_full: Arc<AtomicBool>,
+}
+
 fn open_faulty(dir: &Path) -> (Arc<EmbeddedStore>, Fault) {
-    let fault = Fault { full: Arc::default(), broken: Arc::default() };
-    let (full, broken) = (fault.full.clone(), fault.broken.clone());
+    let fault = Fault::default();
+    let (full, broken) = (fault.database_full.clone(), Arc::default());
     let blocks = Arc::<Mutex<HashSet<u64>>>::default();
     let opener: disk::Opener = Box::new(move |path| {
         let file = std::fs::OpenOptions::new().read(true).write(true).open(path)?;
@@ -94,11 +118,35 @@ fn open_faulty(dir: &Path) -> (Arc<EmbeddedStore>, Fault) {
             file: FileBackend::new(file)?,
             blocks: blocks.clone(),
             full: full.clone(),
-            broken: broken.clone(),
+            broken: Arc::clone(&broken),
         };
         Database::builder().set_cache_size(1 << 20).create_with_backend(file)
     });
-    (EmbeddedStore::open_through(dir, Options::default(), opener).unwrap(), fault)
+    let io = FaultyIo { full: fault.log_full.clone(), broken: fault.log_broken.clone() };
+    (EmbeddedStore::open_through(dir, Options::default(), opener, Box::new(io)).unwrap(), fault)
+}
+
+#[tokio::test]
+async fn a_database_without_room_catches_up_later() {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, fault) = open_faulty(dir.path());
+    put(&store, "first", "1").await;
+    fault.database_full.store(true, Ordering::SeqCst);
+    // More than a log file holds before it goes into the database.
+    for i in 0..12 {
+        put(&store, key(i), vec![b'x'; 1 << 20]).await;
+    }
+    assert!(store.inner.storage.checkpoint().is_err());
+    for i in 0..12 {
+        assert_eq!(store.get(&key(i)).await.unwrap().0.unwrap().value.len(), 1 << 20);
+    }
+    fault.database_full.store(false, Ordering::SeqCst);
+    store.inner.storage.checkpoint().unwrap();
+    put(&store, key(3), "last").await;
+    drop(store);
+    let (store, _) = open_faulty(dir.path());
+    assert_eq!(&store.get(&key(3)).await.unwrap().0.unwrap().value[..], b"last");
+    assert_eq!(store.get(&key(11)).await.unwrap().0.unwrap().value.len(), 1 << 20);
 }
 
 #[tokio::test]
@@ -106,14 +154,14 @@ async fn a_full_disk_stops_writes_and_nothing_else() {
     let dir = tempfile::tempdir().unwrap();
     let (store, fault) = open_faulty(dir.path());
     let first = put(&store, "a", "1").await;
-    fault.full.store(true, Ordering::SeqCst);
+    fault.log_full.store(true, Ordering::SeqCst);
     for _ in 0..3 {
         let result = store.put("a".into(), vec![b'x'; MAX_VALUE].into(), Expect::Any, None).await;
         assert!(matches!(result, Err(Error::NoSpace(_))), "{result:?}");
         let (kv, revision) = store.get(b"a").await.unwrap();
         assert_eq!((&kv.unwrap().value[..], revision), (&b"1"[..], first));
     }
-    fault.full.store(false, Ordering::SeqCst);
+    fault.log_full.store(false, Ordering::SeqCst);
     assert_eq!(put(&store, "a", "2").await, first + 1);
     store.close().await;
     let store = EmbeddedStore::open(dir.path()).unwrap();
@@ -125,10 +173,10 @@ async fn a_disk_that_fails_to_sync_ends_writing_for_good() {
     let dir = tempfile::tempdir().unwrap();
     let (store, fault) = open_faulty(dir.path());
     put(&store, "a", "1").await;
-    fault.broken.store(true, Ordering::SeqCst);
+    fault.log_broken.store(true, Ordering::SeqCst);
     let text = error(store.put("a".into(), "2".into(), Expect::Any, None).await);
     assert!(text.contains("the disk is on fire"), "{text}");
-    fault.broken.store(false, Ordering::SeqCst);
+    fault.log_broken.store(false, Ordering::SeqCst);
     assert!(matches!(store.put("a".into(), "3".into(), Expect::Any, None).await, Err(Error::Broken(_))));
     assert!(store.health().await[0].1.is_err());
 }
@@ -156,6 +204,7 @@ async fn a_second_process_and_damaged_files_are_told_apart() {
     let text = error(EmbeddedStore::open(dir.path()));
     assert!(text.ends_with("is in use by another process"), "{text}");
     store.close().await;
+    drop(store);
     let file = dir.path().join("store.redb");
     let good = std::fs::read(&file).unwrap();
     type Damage = Box<dyn Fn(&mut Vec<u8>)>;

@@ -1,21 +1,20 @@
-//! Writes: a queue, and whoever is at work on it. All writes that wait become one transaction.
+//! Writes: a queue, and whoever is at work on it. All writes that wait become durable together.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
-use super::disk::{Batch, Row};
+use super::disk::Row;
 use super::expiry::Deadline;
 use super::index::Version;
 use super::{Inner, Progress, closed};
 use crate::{Error, Event, Expect, KeyValue, Outcome};
 
-/// How many writes and how many bytes of values go into one transaction.
+/// How many writes and how many bytes of values become durable together.
 const BATCH: usize = 1024;
 const BATCH_BYTES: usize = 16 << 20;
-/// How many compacted revisions one transaction deletes.
-const GARBAGE: usize = 1000;
 
 /// What is asked for.
 pub(super) enum Change {
@@ -36,21 +35,16 @@ pub(super) struct Request {
     pub(super) reply: oneshot::Sender<Result<Reply, Error>>,
 }
 
-/// Writes that wait, and what compaction left to delete.
+/// Writes that wait.
+#[derive(Default)]
 pub(super) struct Queue {
     waiting: VecDeque<Request>,
-    garbage: Vec<u64>,
     busy: bool,
     closed: bool,
     idle: Option<oneshot::Sender<()>>,
 }
 
 impl Queue {
-    /// An empty queue; `garbage` is what an earlier process left to delete.
-    pub(super) fn new(garbage: Vec<u64>) -> Self {
-        Queue { waiting: VecDeque::new(), garbage, busy: false, closed: false, idle: None }
-    }
-
     /// Adds a request. `true` tells the caller to start [`Inner::drain`]: nobody is at work.
     pub(super) fn push(&mut self, request: Request) -> Result<bool, Error> {
         if self.closed {
@@ -71,8 +65,8 @@ impl Queue {
         Some(rx)
     }
 
-    /// The next batch and garbage to delete with it; `None` ends the work.
-    fn next(&mut self) -> Option<(Vec<Request>, Vec<u64>)> {
+    /// The next batch; `None` ends the work.
+    fn next(&mut self) -> Option<Vec<Request>> {
         let (mut n, mut bytes) = (0, 0);
         while n < self.waiting.len().min(BATCH) && bytes < BATCH_BYTES {
             if let Change::Put { value, .. } = &self.waiting[n].change {
@@ -80,16 +74,14 @@ impl Queue {
             }
             n += 1;
         }
-        // What is left to delete is found again at the next start.
-        if n == 0 && (self.garbage.is_empty() || self.closed) {
+        if n == 0 {
             self.busy = false;
             if let Some(idle) = self.idle.take() {
                 let _ = idle.send(());
             }
             return None;
         }
-        let keep = self.garbage.len().saturating_sub(GARBAGE);
-        Some((self.waiting.drain(..n).collect(), self.garbage.split_off(keep)))
+        Some(self.waiting.drain(..n).collect())
     }
 }
 
@@ -99,7 +91,7 @@ type Current = Option<(Version, Bytes)>;
 /// A batch under construction: decided, not yet durable.
 #[derive(Default)]
 struct Plan {
-    batch: Batch,
+    rows: Vec<(Row, Bytes)>,
     events: Vec<Event>,
     expiring: Vec<(u64, Bytes, Deadline)>,
     /// What the batch has made of keys so far.
@@ -108,79 +100,65 @@ struct Plan {
 
 impl Inner {
     /// Works until the queue is empty. Blocks.
-    pub(super) fn drain(&self) {
+    pub(super) fn drain(self: &Arc<Self>) {
         loop {
-            let Some((requests, garbage)) = self.queue.lock().next() else { return };
-            if let Err(garbage) = self.process(requests, garbage) {
-                // No room even to delete: wait for the next write to try again.
-                let mut queue = self.queue.lock();
-                queue.garbage.extend(garbage);
-                if queue.waiting.is_empty() {
-                    queue.busy = false;
-                    if let Some(idle) = queue.idle.take() {
-                        let _ = idle.send(());
-                    }
-                    return;
-                }
+            let Some(requests) = self.queue.lock().next() else { return };
+            self.process(requests);
+            if self.storage.wants_checkpoint() {
+                let me = self.clone();
+                // Its errors are told in the log, and writes find out by themselves when there is no room.
+                tokio::task::spawn_blocking(move || me.storage.checkpoint());
             }
         }
     }
 
-    /// Decides, writes and answers one batch. Gives `garbage` back where it could not be deleted.
-    fn process(&self, requests: Vec<Request>, garbage: Vec<u64>) -> Result<(), Vec<u64>> {
+    /// Decides, writes and answers one batch.
+    fn process(&self, requests: Vec<Request>) {
         let base = self.state.read().index.revision();
         let free = self.free_space();
         let mut plan = Plan::default();
         let mut answers = Vec::with_capacity(requests.len());
-        let mut compactions = Vec::new();
         for Request { change, reply } in requests {
             if reply.is_closed() {
                 continue;
             }
-            match change {
-                Change::Compact { revision } => compactions.push((revision, reply)),
-                change => answers.push((self.decide(&mut plan, base, free, change), reply)),
-            }
+            let answer = match change {
+                Change::Compact { revision } => self.compact(revision, base),
+                change => self.decide(&mut plan, base, free, change),
+            };
+            answers.push((answer, reply));
         }
-        let compacted = {
-            let mut compacted = None;
-            let mut state = self.state.write();
-            for (revision, reply) in compactions {
-                let (oldest, newest) = (state.index.compacted(), base);
-                let result = if revision <= oldest {
-                    Err(Error::Compacted { oldest })
-                } else if revision > newest {
-                    Err(Error::Future { newest })
-                } else {
-                    self.queue.lock().garbage.extend(state.index.compact(revision));
-                    compacted = Some(revision);
-                    Ok(Reply::Compacted)
-                };
-                answers.push((result, reply));
-            }
-            compacted
-        };
-        plan.batch.compacted = compacted;
-        plan.batch.garbage = garbage;
-        let idle = plan.batch.rows.is_empty() && plan.batch.garbage.is_empty() && compacted.is_none();
-        let written = if idle { Ok(()) } else { self.disk.commit(&plan.batch) };
+        let written = if plan.rows.is_empty() { Ok(()) } else { self.storage.append(&plan.rows) };
         if written.is_ok() {
-            self.publish(plan.events, &plan.batch, plan.expiring);
+            self.publish(plan.events, &plan.rows, plan.expiring);
         }
         for (answer, reply) in answers {
             let _ = reply.send(written.clone().and(answer));
         }
-        if written.is_ok() { Ok(()) } else { Err(plan.batch.garbage) }
+    }
+
+    /// Forgets history. Changes of the same batch are not in the index yet and are not touched.
+    fn compact(&self, revision: u64, newest: u64) -> Result<Reply, Error> {
+        let mut state = self.state.write();
+        let oldest = state.index.compacted();
+        if revision <= oldest {
+            return Err(Error::Compacted { oldest });
+        }
+        if revision > newest {
+            return Err(Error::Future { newest });
+        }
+        self.storage.discard(state.index.compact(revision), revision);
+        Ok(Reply::Compacted)
     }
 
     /// Makes a durable batch visible to reads and watches.
-    fn publish(&self, events: Vec<Event>, batch: &Batch, expiring: Vec<(u64, Bytes, Deadline)>) {
-        if batch.rows.is_empty() {
+    fn publish(&self, events: Vec<Event>, rows: &[(Row, Bytes)], expiring: Vec<(u64, Bytes, Deadline)>) {
+        if rows.is_empty() {
             return;
         }
         let revision = {
             let mut state = self.state.write();
-            for (row, _) in &batch.rows {
+            for (row, _) in rows {
                 state.index.apply(&row.key, row.version);
             }
             for event in events {
@@ -201,7 +179,7 @@ impl Inner {
             Change::Delete { key, expect } => (key, expect, None),
             Change::Compact { .. } => return Ok(Reply::Compacted),
         };
-        let now = base + plan.batch.rows.len() as u64;
+        let now = base + plan.rows.len() as u64;
         let current = match plan.keys.get(&key) {
             Some(current) => current.clone(),
             None => self.current(&key)?,
@@ -251,7 +229,7 @@ impl Inner {
             let kv = KeyValue { key, value: value.clone(), create_revision: create, mod_revision: revision };
             plan.events.push(Event::Put { kv, previous: previous.clone() });
         }
-        plan.batch.rows.push((row, value));
+        plan.rows.push((row, value));
         Ok(Reply::Outcome(Outcome::Done { revision, previous }))
     }
 
@@ -262,7 +240,7 @@ impl Inner {
         if let Some(kv) = state.ring.value(version.revision) {
             return Ok(Some((version, kv.value)));
         }
-        let snapshot = self.disk.snapshot()?;
+        let snapshot = self.storage.snapshot()?;
         drop(state);
         Ok(Some((version, self.load(&snapshot, key, version)?.value)))
     }
