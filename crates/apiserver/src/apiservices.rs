@@ -87,7 +87,9 @@ async fn ensure(state: &ServerState, local: &Local) -> Result<(), Status> {
         }
     }
     let change = |o: &mut Value| {
-        if get(o, &["spec", "service"]).is_null() && get(o, &["status", "conditions"]).as_array().is_none_or(Vec::is_empty) {
+        if get(o, &["spec", "service"]).is_null()
+            && get(o, &["status", "conditions"]).as_array().is_none_or(Vec::is_empty)
+        {
             set(o, &["status", "conditions"], available());
         }
         Ok(())
@@ -98,7 +100,9 @@ async fn ensure(state: &ServerState, local: &Local) -> Result<(), Status> {
 /// Keeps the objects in step with what is served, until `stop`.
 pub async fn run(state: Arc<ServerState>, stop: Stop) {
     let mut done: BTreeSet<Local> = BTreeSet::new();
-    let Some(definitions) = state.registry.hub("apiextensions.k8s.io", "customresourcedefinitions") else { return };
+    let Some(definitions) = state.registry.hub("apiextensions.k8s.io", "customresourcedefinitions") else {
+        return;
+    };
     let mut changed = definitions.storage.objects.subscribe();
     loop {
         changed.borrow_and_update();

@@ -67,7 +67,10 @@ mod tests {
         let mut a = Turn { expect: Expect::Absent, revision: 0 };
         let mut b = Turn { expect: Expect::Absent, revision: 0 };
         for i in 0..5 {
-            store.put(Bytes::from(format!("/registry/x/{i}")), Bytes::new(), Expect::Any, None).await.unwrap();
+            store
+                .put(Bytes::from(format!("/registry/x/{i}")), Bytes::new(), Expect::Any, None)
+                .await
+                .unwrap();
         }
         turn(&store, &mut a).await.unwrap();
         turn(&store, &mut b).await.unwrap();

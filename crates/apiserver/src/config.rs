@@ -179,8 +179,6 @@ pub struct Config {
     pub enable_admission: Vec<String>,
     /// Plug-ins switched off.
     pub disable_admission: Vec<String>,
-    /// Plug-ins' own configuration.
-    pub admission_config_file: Option<PathBuf>,
     /// Seconds that pods tolerate `not-ready`.
     pub not_ready_toleration: i64,
     /// Seconds that pods tolerate `unreachable`.
@@ -211,20 +209,12 @@ pub struct Config {
     pub event_ttl: Duration,
     /// Time between a stop and the listener's end.
     pub shutdown_delay: Duration,
-    /// Profiling handlers.
-    pub profiling: bool,
-    /// `--runtime-config`.
-    pub runtime_config: BTreeMap<String, String>,
     /// `--feature-gates`.
     pub feature_gates: BTreeMap<String, String>,
     /// Name for URLs.
     pub external_hostname: String,
     /// HTTP/2 streams of a connection; 0 for 250.
     pub max_streams: u32,
-    /// Names of origins that browsers may come from (regular expressions).
-    pub cors_allowed_origins: Vec<String>,
-    /// Secrets' encryption at rest.
-    pub encryption_config: Option<PathBuf>,
 }
 
 impl Config {
@@ -242,7 +232,11 @@ impl Config {
                 key: path("etcd-keyfile"),
             },
             "" | "etcd3" => return Err("--etcd-servers must be specified".into()),
-            other => return Err(format!("--storage-backend invalid, allowed values: etcd3, embedded. If not specified, it will default to 'etcd3': got {other:?}")),
+            other => {
+                return Err(format!(
+                    "--storage-backend invalid, allowed values: etcd3, embedded. If not specified, it will default to 'etcd3': got {other:?}"
+                ));
+            }
         };
         let bind_ip = ip(flags, "bind-address")?.unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
         let secure_port = port(flags, "secure-port")?;
@@ -259,8 +253,11 @@ impl Config {
                 n => return Err(format!("invalid port value {n}: only zero is allowed")),
             }
         }
-        let serving = pair(flags, "tls-cert-file", "tls-private-key-file")?
-            .map(|(cert, key)| KeyPair { cert, key, names: Vec::new() });
+        let serving = pair(flags, "tls-cert-file", "tls-private-key-file")?.map(|(cert, key)| KeyPair {
+            cert,
+            key,
+            names: Vec::new(),
+        });
         let sni = sni(&flags.string("tls-sni-cert-key"))?;
         let tls_min_version = match flags.string("tls-min-version").as_str() {
             "" | "VersionTLS10" | "VersionTLS11" | "VersionTLS12" => 12,
@@ -295,7 +292,8 @@ impl Config {
                 return Err(format!("authorization-mode {mode:?} is not a valid mode"));
             }
         }
-        if authorization_modes.iter().any(|m| m == "ABAC") && flags.opt("authorization-policy-file").is_none() {
+        if authorization_modes.iter().any(|m| m == "ABAC") && flags.opt("authorization-policy-file").is_none()
+        {
             return Err("authorization-mode ABAC's authorization policy file not passed".into());
         }
         if authorization_modes.iter().any(|m| m == "Webhook")
@@ -305,24 +303,32 @@ impl Config {
         }
         let mut service_cluster_ip_ranges = Vec::new();
         for range in flags.strings("service-cluster-ip-range") {
-            service_cluster_ip_ranges.push(range.parse::<IpNet>().map_err(|_| {
-                format!("service-cluster-ip-range: invalid CIDR address: {range}")
-            })?.trunc());
+            service_cluster_ip_ranges.push(
+                range
+                    .parse::<IpNet>()
+                    .map_err(|_| format!("service-cluster-ip-range: invalid CIDR address: {range}"))?
+                    .trunc(),
+            );
         }
         if service_cluster_ip_ranges.is_empty() {
-            service_cluster_ip_ranges.push(IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 24)));
+            service_cluster_ip_ranges
+                .push(IpNet::V4(ipnet::Ipv4Net::new_assert(Ipv4Addr::new(10, 0, 0, 0), 24)));
         }
         if service_cluster_ip_ranges.len() > 2 {
             return Err("service-cluster-ip-range: too many cidrs, at most two are allowed".into());
         }
         let node_ports = flags.string("service-node-port-range");
-        let service_node_ports = port_range(&node_ports)
-            .ok_or_else(|| format!("invalid argument {node_ports:?} for \"--service-node-port-range\" flag"))?;
+        let service_node_ports = port_range(&node_ports).ok_or_else(|| {
+            format!("invalid argument {node_ports:?} for \"--service-node-port-range\" flag")
+        })?;
         let client = pair(flags, "kubelet-client-certificate", "kubelet-client-key")?;
         flags.given("kubelet-https");
         let issuer = flags.string("service-account-issuer");
-        let service_account_issuer =
-            if issuer.is_empty() { "https://kubernetes.default.svc.cluster.local".to_string() } else { issuer };
+        let service_account_issuer = if issuer.is_empty() {
+            "https://kubernetes.default.svc.cluster.local".to_string()
+        } else {
+            issuer
+        };
         let mut api_audiences = flags.strings("api-audiences");
         if api_audiences.is_empty() {
             api_audiences.push(service_account_issuer.clone());
@@ -347,7 +353,11 @@ impl Config {
             request_header,
             token_webhook: path("authentication-token-webhook-config-file"),
             token_webhook_ttl: flags.duration("authentication-token-webhook-cache-ttl"),
-            service_account_key_files: flags.strings("service-account-key-file").into_iter().map(PathBuf::from).collect(),
+            service_account_key_files: flags
+                .strings("service-account-key-file")
+                .into_iter()
+                .map(PathBuf::from)
+                .collect(),
             service_account_signing_key_file: path("service-account-signing-key-file"),
             service_account_issuer,
             service_account_jwks_uri: flags.string("service-account-jwks-uri"),
@@ -360,9 +370,9 @@ impl Config {
             authorization_webhook: path("authorization-webhook-config-file"),
             authorization_webhook_allow_ttl: flags.duration("authorization-webhook-cache-authorized-ttl"),
             authorization_webhook_deny_ttl: flags.duration("authorization-webhook-cache-unauthorized-ttl"),
-            enable_admission: [flags.strings("enable-admission-plugins"), flags.strings("admission-control")].concat(),
+            enable_admission: [flags.strings("enable-admission-plugins"), flags.strings("admission-control")]
+                .concat(),
             disable_admission: flags.strings("disable-admission-plugins"),
-            admission_config_file: path("admission-control-config-file"),
             not_ready_toleration: flags.int("default-not-ready-toleration-seconds"),
             unreachable_toleration: flags.int("default-unreachable-toleration-seconds"),
             allow_privileged: flags.bool("allow-privileged"),
@@ -388,16 +398,14 @@ impl Config {
             max_requests: usize::try_from(flags.int("max-requests-inflight")).unwrap_or(0),
             max_mutating_requests: usize::try_from(flags.int("max-mutating-requests-inflight")).unwrap_or(0),
             request_timeout: flags.duration("request-timeout"),
-            min_request_timeout: Duration::from_secs(u64::try_from(flags.int("min-request-timeout")).unwrap_or(0)),
+            min_request_timeout: Duration::from_secs(
+                u64::try_from(flags.int("min-request-timeout")).unwrap_or(0),
+            ),
             event_ttl: flags.duration("event-ttl"),
             shutdown_delay: flags.duration("shutdown-delay-duration"),
-            profiling: flags.bool("profiling"),
-            runtime_config: flags.map("runtime-config"),
             feature_gates: flags.map("feature-gates"),
             external_hostname: flags.string("external-hostname"),
             max_streams: u32::try_from(flags.int("http2-max-streams-per-connection")).unwrap_or(0),
-            cors_allowed_origins: flags.strings("cors-allowed-origins"),
-            encryption_config: path("encryption-provider-config"),
         })
     }
 }
@@ -432,8 +440,9 @@ fn sni(text: &str) -> Result<Vec<KeyPair>, String> {
     let mut out = Vec::new();
     for entry in text.split(';').filter(|s| !s.is_empty()) {
         let (files, names) = entry.split_once(':').unwrap_or((entry, ""));
-        let (cert, key) =
-            files.split_once(',').ok_or("--tls-sni-cert-key: expected comma separated certificate and key file paths")?;
+        let (cert, key) = files
+            .split_once(',')
+            .ok_or("--tls-sni-cert-key: expected comma separated certificate and key file paths")?;
         out.push(KeyPair {
             cert: cert.into(),
             key: key.into(),
@@ -477,12 +486,14 @@ pub(crate) mod tests {
     pub(crate) fn embedded(dir: &std::path::Path) -> Config {
         let data = format!("--data-dir={}", dir.display());
         let certs = format!("--cert-dir={}", dir.join("pki").display());
-        let args = ["--storage-backend=embedded", "--bind-address=127.0.0.1", "--secure-port=0", &data, &certs];
+        let args =
+            ["--storage-backend=embedded", "--bind-address=127.0.0.1", "--secure-port=0", &data, &certs];
         config(&args).unwrap()
     }
 
     fn config(args: &[&str]) -> Result<Config, String> {
-        let flags = Flags::parse(&flags::table(crate::FLAGS), args.iter().copied()).map_err(|e| e.to_string())?;
+        let flags =
+            Flags::parse(&flags::table(crate::FLAGS), args.iter().copied()).map_err(|e| e.to_string())?;
         Config::from_flags(&flags)
     }
 

@@ -146,7 +146,8 @@ async fn clean_up(state: &ServerState, crd: &Value) -> Result<bool, Status> {
             if has(object, &["metadata", "deletionTimestamp"]) {
                 continue;
             }
-            let (namespace, name) = (str_at(object, &["metadata", "namespace"]), str_at(object, &["metadata", "name"]));
+            let (namespace, name) =
+                (str_at(object, &["metadata", "namespace"]), str_at(object, &["metadata", "name"]));
             match state.objects.delete(group, plural, namespace, name, json!({})).await {
                 Ok(()) => {}
                 Err(e) if e.code == 404 => {}

@@ -10,12 +10,12 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
+use crate::handlers;
 use crate::health::{Group, HOOKS};
 use crate::negotiate::{self, Media};
 use crate::request::{RequestBody, RequestContext, Response};
 use crate::respond;
 use crate::state::ServerState;
-use crate::handlers;
 
 /// Handles a request that is allowed.
 pub async fn dispatch(
@@ -87,7 +87,9 @@ fn discovery_document(
     Ok(match parts {
         ["version"] => Some(Discovery::plain(serde_json::to_value(state.release.info()).unwrap_or_default())),
         ["api"] => Some(match aggregated {
-            Some(v) => Discovery::aggregated(discovery::aggregated(&scheme, &[discovery::core_group()], v), v),
+            Some(v) => {
+                Discovery::aggregated(discovery::aggregated(&scheme, &[discovery::core_group()], v), v)
+            }
             None => {
                 let port = state.address.port();
                 let address = match state.config.advertise_address {
@@ -104,11 +106,14 @@ fn discovery_document(
                 None => Discovery::plain(discovery::api_group_list(&groups)),
             })
         }
-        ["apis", group] => {
-            discovery::groups(&scheme).iter().find(|g| g.name == *group).map(|g| Discovery::plain(discovery::api_group(g)))
-        }
+        ["apis", group] => discovery::groups(&scheme)
+            .iter()
+            .find(|g| g.name == *group)
+            .map(|g| Discovery::plain(discovery::api_group(g))),
         ["api", version] => discovery::api_resource_list(&scheme, "", version).map(Discovery::plain),
-        ["apis", group, version] => discovery::api_resource_list(&scheme, group, version).map(Discovery::plain),
+        ["apis", group, version] => {
+            discovery::api_resource_list(&scheme, group, version).map(Discovery::plain)
+        }
         _ => None,
     })
 }
@@ -141,7 +146,8 @@ fn aggregated_version(release: Release, context: &RequestContext) -> Option<&'st
         let mut pieces = clause.split(';').map(str::trim);
         let media = pieces.next().unwrap_or("");
         let pieces: Vec<&str> = pieces.collect();
-        let is_aggregated = pieces.contains(&"as=APIGroupDiscoveryList") && pieces.contains(&"g=apidiscovery.k8s.io");
+        let is_aggregated =
+            pieces.contains(&"as=APIGroupDiscoveryList") && pieces.contains(&"g=apidiscovery.k8s.io");
         match media {
             "application/json" if is_aggregated && pieces.contains(&"v=v2") => Some(Some("v2")),
             "application/json" if is_aggregated && pieces.contains(&"v=v2beta1") => Some(Some("v2beta1")),
@@ -151,7 +157,11 @@ fn aggregated_version(release: Release, context: &RequestContext) -> Option<&'st
     })?
 }
 
-fn discovery_answer(state: &ServerState, context: &RequestContext, found: Discovery) -> Result<Response, Status> {
+fn discovery_answer(
+    state: &ServerState,
+    context: &RequestContext,
+    found: Discovery,
+) -> Result<Response, Status> {
     let accept = context.header(header::ACCEPT);
     if !found.content_type.is_empty() {
         let body = Bytes::from(respond::json_text(&found.document, false));
@@ -161,7 +171,9 @@ fn discovery_answer(state: &ServerState, context: &RequestContext, found: Discov
         Ok(form) => form.media,
         // Who asks for the aggregated form only, of a path that has none, gets what there is.
         Err(_) if accept.contains("application/json") => Media::Json,
-        Err(_) if !negotiate::route_accepts(accept, negotiate::ALL) => return Err(negotiate::not_acceptable_route()),
+        Err(_) if !negotiate::route_accepts(accept, negotiate::ALL) => {
+            return Err(negotiate::not_acceptable_route());
+        }
         Err(e) => return Err(e),
     };
     match media {
@@ -256,7 +268,17 @@ fn not_found(context: &RequestContext) -> Response {
 fn all_paths(state: &ServerState) -> Vec<String> {
     let scheme = state.registry.scheme();
     let mut paths = health_paths(HOOKS);
-    for path in ["/.well-known/openid-configuration", "/api", "/api/v1", "/apis", "/apis/", "/metrics", "/openapi/v2", "/openid/v1/jwks", "/version"] {
+    for path in [
+        "/.well-known/openid-configuration",
+        "/api",
+        "/api/v1",
+        "/apis",
+        "/apis/",
+        "/metrics",
+        "/openapi/v2",
+        "/openid/v1/jwks",
+        "/version",
+    ] {
         paths.push(path.to_string());
     }
     if state.release > Release::V1_20 {

@@ -221,11 +221,13 @@ impl Encoder {
     /// `PartialObjectMetadata` as protobuf, with or without the envelope.
     fn meta_protobuf(&self, value: &Value, sealed: bool) -> Result<Bytes, Status> {
         let schema = self.meta_schema("PartialObjectMetadata")?;
-        Ok(if sealed { protobuf::encode(schema, value) } else { protobuf::encode_message(schema, value) }.into())
+        Ok(if sealed { protobuf::encode(schema, value) } else { protobuf::encode_message(schema, value) }
+            .into())
     }
 
     fn meta_schema(&self, name: &str) -> Result<Schema, Status> {
-        Schema::meta(self.endpoint.resource.release, name).ok_or_else(|| Status::internal(format!("no type {name}")))
+        Schema::meta(self.endpoint.resource.release, name)
+            .ok_or_else(|| Status::internal(format!("no type {name}")))
     }
 
     /// `v1` or `v1beta1` of `meta.k8s.io`.
@@ -259,7 +261,12 @@ impl Encoder {
     }
 
     /// An answer of a list.
-    pub fn list(&self, context: &RequestContext, meta: &ListMeta, entries: &[Arc<Entry>]) -> Result<Response, Status> {
+    pub fn list(
+        &self,
+        context: &RequestContext,
+        meta: &ListMeta,
+        entries: &[Arc<Entry>],
+    ) -> Result<Response, Status> {
         let resource = &self.endpoint.resource;
         match (self.form.media, self.form.shape) {
             (Media::Json, Shape::Object) if !self.form.pretty => {
@@ -287,7 +294,9 @@ impl Encoder {
                             let message = resource.to_protobuf_message(&self.versioned(&e.object()));
                             message.map(Bytes::from).map_err(Status::internal)
                         })?,
-                        _ => entry_form(e, &self.keys[1], || self.meta_protobuf(&self.metadata(&e.object()), false))?,
+                        _ => entry_form(e, &self.keys[1], || {
+                            self.meta_protobuf(&self.metadata(&e.object()), false)
+                        })?,
                     });
                 }
                 let items = items.iter().map(|i| &**i);
@@ -382,7 +391,11 @@ impl Encoder {
     }
 }
 
-fn entry_form(entry: &Entry, key: &FormKey, make: impl FnOnce() -> Result<Bytes, Status>) -> Result<Bytes, Status> {
+fn entry_form(
+    entry: &Entry,
+    key: &FormKey,
+    make: impl FnOnce() -> Result<Bytes, Status>,
+) -> Result<Bytes, Status> {
     entry.form(key, make)
 }
 
@@ -458,7 +471,9 @@ impl EventEncoder for WatchEncoder {
             (Media::Protobuf, Shape::Object) => e.to_protobuf(&e.versioned(&at_revision()))?,
             (Media::Protobuf, _) => e.meta_protobuf(&e.metadata(&at_revision()), true)?,
             (_, Shape::Object) => e.json_of(entry, revision)?,
-            (_, Shape::Metadata(_)) => serde_json::to_vec(&e.metadata(&at_revision())).unwrap_or_default().into(),
+            (_, Shape::Metadata(_)) => {
+                serde_json::to_vec(&e.metadata(&at_revision())).unwrap_or_default().into()
+            }
             (_, Shape::Table(_)) => {
                 let first = !self.described.swap(true, std::sync::atomic::Ordering::Relaxed);
                 let meta = ListMeta { resource_version: revision.to_string(), ..ListMeta::default() };
@@ -497,9 +512,7 @@ impl EventEncoder for WatchEncoder {
 
     fn error(&self, status: &Status) -> Bytes {
         let bytes = match self.encoder.form.media {
-            Media::Protobuf => {
-                respond::status_protobuf(status).unwrap_or_default().into()
-            }
+            Media::Protobuf => respond::status_protobuf(status).unwrap_or_default().into(),
             _ => Bytes::from(serde_json::to_vec(status).unwrap_or_default()),
         };
         self.encoder.event(EventType::Error, bytes).unwrap_or_default()

@@ -54,7 +54,11 @@ fn with_manager<T>(
     // The resources of other versions, found beforehand so that their types can be lent out.
     let others: Vec<_> = scheme
         .resources()
-        .filter(|r| r.plural == resource.plural && r.kind == resource.kind && r.hub_version() == resource.hub_version())
+        .filter(|r| {
+            r.plural == resource.plural
+                && r.kind == resource.kind
+                && r.hub_version() == resource.hub_version()
+        })
         .cloned()
         .collect();
     let convert = |object: &Value, api_version: &str| {
@@ -118,7 +122,13 @@ pub fn track(
 }
 
 /// Applies a configuration to an object (both in the version of the request): the merged object.
-pub fn apply(call: &Call, live: Option<&Value>, config: &Value, manager: &str, force: bool) -> Result<Value, Status> {
+pub fn apply(
+    call: &Call,
+    live: Option<&Value>,
+    config: &Value,
+    manager: &str,
+    force: bool,
+) -> Result<Value, Status> {
     let scheme = call.state.registry.scheme();
     with_manager(&scheme, &call.endpoint.resource, call.subresource, |m, empty| {
         m.apply(live.unwrap_or(empty), config, manager, force)

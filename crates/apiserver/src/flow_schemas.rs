@@ -23,10 +23,14 @@ fn condition(schema: &Value, level_exists: bool) -> Option<Value> {
     } else {
         ("True", "NotFound", "but there is no such object")
     };
-    let message = format!("This FlowSchema references the PriorityLevelConfiguration object named {level} {what}");
+    let message =
+        format!("This FlowSchema references the PriorityLevelConfiguration object named {level} {what}");
     let had = list_at(schema, &["status", "conditions"]).iter().find(|c| c["type"] == "Dangling");
-    let same = had.is_some_and(|c| c["status"] == status && c["reason"] == reason && c["message"] == message.as_str());
-    let since = had.filter(|c| c["status"] == status).map_or_else(|| json!(now()), |c| c["lastTransitionTime"].clone());
+    let same = had
+        .is_some_and(|c| c["status"] == status && c["reason"] == reason && c["message"] == message.as_str());
+    let since = had
+        .filter(|c| c["status"] == status)
+        .map_or_else(|| json!(now()), |c| c["lastTransitionTime"].clone());
     (!same).then(|| {
         json!({"type": "Dangling", "status": status, "reason": reason, "message": message, "lastTransitionTime": since})
     })
@@ -54,7 +58,9 @@ async fn reconcile(state: &ServerState) -> Result<(), Status> {
 
 /// Keeps the conditions, until `stop`.
 pub async fn run(state: Arc<ServerState>, stop: Stop) {
-    let (Some(schemas), Some(levels)) = (state.registry.hub(GROUP, SCHEMAS), state.registry.hub(GROUP, LEVELS)) else {
+    let (Some(schemas), Some(levels)) =
+        (state.registry.hub(GROUP, SCHEMAS), state.registry.hub(GROUP, LEVELS))
+    else {
         return;
     };
     let mut schemas = schemas.storage.objects.subscribe();
@@ -62,7 +68,8 @@ pub async fn run(state: Arc<ServerState>, stop: Stop) {
     loop {
         schemas.borrow_and_update();
         levels.borrow_and_update();
-        let failed = reconcile(&state).await.inspect_err(|e| tracing::warn!("flow schemas: {}", e.message)).is_err();
+        let failed =
+            reconcile(&state).await.inspect_err(|e| tracing::warn!("flow schemas: {}", e.message)).is_err();
         tokio::select! {
             () = stop.wait() => return,
             () = tokio::time::sleep(std::time::Duration::from_secs(1)), if failed => {}
@@ -80,7 +87,10 @@ mod tests {
     fn conditions_change_only_when_they_must() {
         let mut schema = json!({"spec": {"priorityLevelConfiguration": {"name": "x"}}});
         let first = condition(&schema, true).unwrap();
-        assert_eq!(first["message"], "This FlowSchema references the PriorityLevelConfiguration object named \"x\" and it exists");
+        assert_eq!(
+            first["message"],
+            "This FlowSchema references the PriorityLevelConfiguration object named \"x\" and it exists"
+        );
         schema["status"] = json!({"conditions": [first]});
         assert!(condition(&schema, true).is_none());
         assert_eq!(condition(&schema, false).unwrap()["status"], "True");

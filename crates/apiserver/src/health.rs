@@ -93,7 +93,13 @@ impl Health {
     /// Checks of a server with this store.
     pub fn new(store: Arc<dyn Store>, store_limit: Duration) -> Health {
         let hooks = HOOKS.iter().map(|name| (*name, Flag::default())).collect();
-        Health { store, store_limit, hooks: RwLock::new(hooks), synced: Flag::default(), stopping: Flag::default() }
+        Health {
+            store,
+            store_limit,
+            hooks: RwLock::new(hooks),
+            synced: Flag::default(),
+            stopping: Flag::default(),
+        }
     }
 
     /// The post-start hook of a name has run.

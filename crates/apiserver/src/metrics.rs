@@ -52,7 +52,8 @@ struct LongLabels {
 }
 
 /// `apiserver_request_duration_seconds`' buckets in v1.20, thinned out.
-const BUCKETS: [f64; 16] = [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 8.0, 20.0, 60.0];
+const BUCKETS: [f64; 16] =
+    [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 8.0, 20.0, 60.0];
 
 /// Counts requests.
 #[derive(Debug, Clone)]
@@ -103,8 +104,11 @@ impl ServerMetrics {
     /// Registers the metrics.
     pub fn new(release: Release) -> ServerMetrics {
         let registry = Metrics::default();
-        let long_name =
-            if release == Release::V1_20 { "apiserver_longrunning_gauge" } else { "apiserver_longrunning_requests" };
+        let long_name = if release == Release::V1_20 {
+            "apiserver_longrunning_gauge"
+        } else {
+            "apiserver_longrunning_requests"
+        };
         let m = ServerMetrics {
             registry: registry.clone(),
             requests: Family::default(),
@@ -130,7 +134,15 @@ impl ServerMetrics {
     }
 
     /// Counts a finished request.
-    pub fn finished(&self, info: &RequestInfo, method: &str, code: u16, dry_run: bool, took: Duration, long: bool) {
+    pub fn finished(
+        &self,
+        info: &RequestInfo,
+        method: &str,
+        code: u16,
+        dry_run: bool,
+        took: Duration,
+        long: bool,
+    ) {
         let verb = metric_verb(info, method);
         let dry_run = if dry_run { "All".to_string() } else { String::new() };
         let labels = DurationLabels {
@@ -146,7 +158,8 @@ impl ServerMetrics {
         if !long {
             self.durations.get_or_create(&labels).observe(took.as_secs_f64());
         }
-        let DurationLabels { verb, dry_run, group, version, resource, subresource, scope, component } = labels;
+        let DurationLabels { verb, dry_run, group, version, resource, subresource, scope, component } =
+            labels;
         let labels =
             RequestLabels { verb, dry_run, group, version, resource, subresource, scope, component, code };
         self.requests.get_or_create(&labels).inc();
@@ -174,20 +187,27 @@ impl ServerMetrics {
         let mut out = self.registry.encode();
         let inflight = "apiserver_current_inflight_requests";
         // Writing to a String cannot fail.
-        let _ = writeln!(out, "# HELP {inflight} Maximal number of currently used inflight request limit of this apiserver per request kind in last second.");
+        let _ = writeln!(
+            out,
+            "# HELP {inflight} Maximal number of currently used inflight request limit of this apiserver per request kind in last second."
+        );
         let _ = writeln!(out, "# TYPE {inflight} gauge");
         for (kind, class) in [("mutating", Class::Mutating), ("readOnly", Class::ReadOnly)] {
             let _ = writeln!(out, "{inflight}{{request_kind=\"{kind}\"}} {}", limits.current(class));
         }
         let counts =
             if release == Release::V1_20 { "etcd_object_counts" } else { "apiserver_storage_objects" };
-        let _ = writeln!(out, "# HELP {counts} Number of stored objects at the time of last check split by kind.");
+        let _ = writeln!(
+            out,
+            "# HELP {counts} Number of stored objects at the time of last check split by kind."
+        );
         let _ = writeln!(out, "# TYPE {counts} gauge");
         for (resource, n, _) in objects {
             let _ = writeln!(out, "{counts}{{resource=\"{resource}\"}} {n}");
         }
         let watchers = "apiserver_registered_watchers";
-        let _ = writeln!(out, "# HELP {watchers} Number of currently registered watchers for a given resources");
+        let _ =
+            writeln!(out, "# HELP {watchers} Number of currently registered watchers for a given resources");
         let _ = writeln!(out, "# TYPE {watchers} gauge");
         for (resource, _, n) in objects.iter().filter(|(_, _, n)| *n > 0) {
             let _ = writeln!(out, "{watchers}{{resource=\"{resource}\"}} {n}");

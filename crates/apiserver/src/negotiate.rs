@@ -217,7 +217,10 @@ pub fn body_media(content_type: &str, accepted: &[Media]) -> Result<Media, Statu
 
 /// The text of a 415.
 pub fn unknown_format(accepted: &[&str]) -> String {
-    format!("the body of the request was in an unknown format - accepted media types include: {}", accepted.join(", "))
+    format!(
+        "the body of the request was in an unknown format - accepted media types include: {}",
+        accepted.join(", ")
+    )
 }
 
 #[cfg(test)]
@@ -251,8 +254,14 @@ mod tests {
             ("application/json;as=Table;v=v9;g=meta.k8s.io,application/json", Some((Json, Object))),
             ("application/json;as=Table;v=v9;g=meta.k8s.io", None),
             ("application/vnd.kubernetes.protobuf;as=Table;v=v1;g=meta.k8s.io", None),
-            ("application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io", Some((Protobuf, Metadata(true)))),
-            ("application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io", Some((Json, Metadata(true)))),
+            (
+                "application/vnd.kubernetes.protobuf;as=PartialObjectMetadata;v=v1;g=meta.k8s.io",
+                Some((Protobuf, Metadata(true))),
+            ),
+            (
+                "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
+                Some((Json, Metadata(true))),
+            ),
             ("application/json;stream=watch", Some((Json, Object))),
             ("application/json;stream=other", None),
         ] {

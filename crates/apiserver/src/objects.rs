@@ -79,13 +79,25 @@ impl Objects for ServerObjects {
         self.registry.hub(group, resource).map_or(0, |e| e.storage.objects.revision())
     }
 
-    async fn get_latest(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
+    async fn get_latest(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, Status> {
         let endpoint = self.endpoint(group, resource)?;
         let entry = endpoint.storage.get(&key(namespace, name)).await?;
         entry.map(|e| e.object()).ok_or_else(|| Status::not_found(group, resource, name))
     }
 
-    async fn create(&self, group: &str, resource: &str, namespace: &str, object: Value) -> Result<Arc<Value>, Status> {
+    async fn create(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        object: Value,
+    ) -> Result<Arc<Value>, Status> {
         let endpoint = self.endpoint(group, resource)?;
         let context = self.registry.context(&endpoint.hub, "");
         let target = Target { endpoint: &endpoint, namespace, context: &context, special: self.special() };
@@ -146,7 +158,14 @@ impl Objects for ServerObjects {
         }
     }
 
-    async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str, options: Value) -> Result<(), Status> {
+    async fn delete(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        options: Value,
+    ) -> Result<(), Status> {
         let endpoint = self.endpoint(group, resource)?;
         let options = DeleteOptions::from_value(&options)?;
         let mut attempt = endpoint.storage.attempt(&key(namespace, name));

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode, header};
 use parking_lot::Mutex;
-use pilothouse_api::openapi::{self, Documents, PROTOBUF, Resource, Subresource, etag};
+use pilothouse_api::openapi::{self, Documents, PROTOBUF, PROTOBUF_ANSWER, Resource, Subresource, etag};
 use pilothouse_api::scheme::Scheme;
 use pilothouse_apimachinery::status::Status;
 
@@ -58,14 +58,15 @@ impl OpenApi {
     /// Answers `/openapi/v2`. The document is made apart from the connections' threads: it takes a while.
     pub async fn v2(&self, registry: &Registry, context: &RequestContext) -> Result<Response, Status> {
         let accept = context.header(header::ACCEPT);
-        let wants = |media: &str| accept.split(',').any(|part| part.split(';').next().unwrap_or("").trim() == media);
+        let wants =
+            |media: &str| accept.split(',').any(|part| part.split(';').next().unwrap_or("").trim() == media);
         let documents = self.documents(registry);
         let (media, body) = if wants(PROTOBUF) && !wants("application/json") {
-            (PROTOBUF, on_blocking(move || documents.v2_protobuf()).await?)
+            (PROTOBUF_ANSWER, on_blocking(move || documents.v2_protobuf()).await?)
         } else if accept.is_empty() || wants("application/json") || wants("*/*") || wants("application/*") {
             ("application/json", on_blocking(move || documents.v2_json()).await?)
         } else if wants(PROTOBUF) {
-            (PROTOBUF, on_blocking(move || documents.v2_protobuf()).await?)
+            (PROTOBUF_ANSWER, on_blocking(move || documents.v2_protobuf()).await?)
         } else {
             return Err(negotiate::not_acceptable(&[negotiate::Media::Json]));
         };
@@ -73,7 +74,12 @@ impl OpenApi {
     }
 
     /// Answers `/openapi/v3` and what is below it.
-    pub async fn v3(&self, registry: &Registry, context: &RequestContext, path: &str) -> Result<Response, Status> {
+    pub async fn v3(
+        &self,
+        registry: &Registry,
+        context: &RequestContext,
+        path: &str,
+    ) -> Result<Response, Status> {
         let documents = self.documents(registry);
         if path.is_empty() {
             let index = on_blocking(move || documents.v3_index()).await?;
@@ -101,7 +107,8 @@ async fn on_blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'stati
 /// An answer that the client may have already: `ETag` and 304.
 fn cached(context: &RequestContext, media: &'static str, body: Bytes) -> Response {
     let tag = format!("\"{}\"", etag(&body));
-    let known = context.header(header::IF_NONE_MATCH).split(',').any(|t| t.trim().trim_start_matches("W/") == tag);
+    let known =
+        context.header(header::IF_NONE_MATCH).split(',').any(|t| t.trim().trim_start_matches("W/") == tag);
     let mut response = if known {
         respond::bytes(StatusCode::NOT_MODIFIED, media, Bytes::new())
     } else {

@@ -98,10 +98,17 @@ impl ListOptions {
                 ));
             }
             if !self.continue_token.is_empty() {
-                errors.push(field::forbidden(&path, "resourceVersionMatch is forbidden when continue is provided"));
+                errors.push(field::forbidden(
+                    &path,
+                    "resourceVersionMatch is forbidden when continue is provided",
+                ));
             }
             if !matches!(self.version_match.as_str(), "Exact" | "NotOlderThan") {
-                errors.push(field::not_supported(&path, self.version_match.as_str(), &["Exact", "NotOlderThan", ""]));
+                errors.push(field::not_supported(
+                    &path,
+                    self.version_match.as_str(),
+                    &["Exact", "NotOlderThan", ""],
+                ));
             }
             if self.version_match == "Exact" && self.resource_version == "0" {
                 errors.push(field::forbidden(
@@ -120,7 +127,10 @@ impl ListOptions {
                 ));
             }
             if !self.continue_token.is_empty() {
-                errors.push(field::forbidden(&initial, "sendInitialEvents is forbidden when continue is provided"));
+                errors.push(field::forbidden(
+                    &initial,
+                    "sendInitialEvents is forbidden when continue is provided",
+                ));
             }
         }
         errors
@@ -192,13 +202,19 @@ pub fn default_manager(user_agent: &str) -> String {
 impl WriteOptions {
     /// Reads and checks the parameters of a create (`CreateOptions`), update (`UpdateOptions`) or patch
     /// (`PatchOptions`). `apply` is `None` unless it is a patch.
-    pub fn read(c: &RequestContext, kind: &str, apply: Option<bool>, release: Release) -> Result<WriteOptions, Status> {
+    pub fn read(
+        c: &RequestContext,
+        kind: &str,
+        apply: Option<bool>,
+        release: Release,
+    ) -> Result<WriteOptions, Status> {
         let mut errors = ErrorList::new();
         let field_manager = text(c, "fieldManager");
         let force = c.param("force").filter(|_| apply.is_some()).map(truth);
         match apply {
             Some(false) if force.is_some() => {
-                errors.push(field::forbidden(&Path::new("force"), "may not be specified for non-apply patch"));
+                errors
+                    .push(field::forbidden(&Path::new("force"), "may not be specified for non-apply patch"));
             }
             Some(true) if field_manager.is_empty() => {
                 errors.push(field::required(&Path::new("fieldManager"), "is required for apply patch"));
@@ -214,7 +230,11 @@ impl WriteOptions {
             "" | "Warn" => FieldValidation::Warn,
             "Strict" => FieldValidation::Strict,
             other => {
-                errors.push(field::not_supported(&Path::new("fieldValidation"), other, &["", "Ignore", "Strict", "Warn"]));
+                errors.push(field::not_supported(
+                    &Path::new("fieldValidation"),
+                    other,
+                    &["", "Ignore", "Strict", "Warn"],
+                ));
                 FieldValidation::Ignore
             }
         };
@@ -264,8 +284,13 @@ impl DeleteOptions {
     /// Reads and checks a `DeleteOptions` object, as it comes in a body.
     pub fn from_value(v: &Value) -> Result<DeleteOptions, Status> {
         let string = |path: &str| v.pointer(path).and_then(Value::as_str).map(String::from);
-        let dry: Vec<&str> =
-            v.get("dryRun").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str).collect();
+        let dry: Vec<&str> = v
+            .get("dryRun")
+            .and_then(Value::as_array)
+            .into_iter()
+            .flatten()
+            .filter_map(Value::as_str)
+            .collect();
         let o = DeleteOptions {
             grace_period: v.get("gracePeriodSeconds").and_then(Value::as_i64),
             propagation: string("/propagationPolicy"),
@@ -354,9 +379,14 @@ mod tests {
 
     #[test]
     fn list_options() {
-        let o = list("watch=1&limit=5&resourceVersion=0&labelSelector=a%3Db&timeoutSeconds=3", Release::V1_20).unwrap();
+        let o =
+            list("watch=1&limit=5&resourceVersion=0&labelSelector=a%3Db&timeoutSeconds=3", Release::V1_20)
+                .unwrap();
         assert!(o.watch && o.limit == 5 && o.label_selector == "a=b" && o.timeout_seconds == Some(3));
-        assert_eq!(list("limit=x", Release::V1_20).unwrap_err().message, "strconv.ParseInt: parsing \"x\": invalid syntax");
+        assert_eq!(
+            list("limit=x", Release::V1_20).unwrap_err().message,
+            "strconv.ParseInt: parsing \"x\": invalid syntax"
+        );
         for bad in [
             "resourceVersionMatch=Exact",
             "resourceVersionMatch=Exact&resourceVersion=0",
@@ -370,7 +400,9 @@ mod tests {
         assert!(list("watch=1&sendInitialEvents=true&resourceVersionMatch=NotOlderThan", newest).is_ok());
         assert!(list("watch=1&sendInitialEvents=true", newest).is_err());
         assert!(list("sendInitialEvents=true&resourceVersionMatch=NotOlderThan", newest).is_err());
-        assert!(list("watch=1&sendInitialEvents=true", Release::V1_20).unwrap().send_initial_events.is_none());
+        assert!(
+            list("watch=1&sendInitialEvents=true", Release::V1_20).unwrap().send_initial_events.is_none()
+        );
     }
 
     #[test]
@@ -384,7 +416,9 @@ mod tests {
             read("dryRun=Some", "CreateOptions", None).unwrap_err().message,
             "CreateOptions.meta.k8s.io \"\" is invalid: dryRun: Unsupported value: []string{\"Some\"}: supported values: \"All\""
         );
-        assert!(read("", "PatchOptions", Some(true)).unwrap_err().message.contains("is required for apply patch"));
+        assert!(
+            read("", "PatchOptions", Some(true)).unwrap_err().message.contains("is required for apply patch")
+        );
         assert!(read("force=true", "PatchOptions", Some(false)).is_err());
         assert!(read(&format!("fieldManager={}", "x".repeat(129)), "UpdateOptions", None).is_err());
         assert_eq!(default_manager("kubectl/v1.20 (linux)"), "kubectl");
@@ -393,8 +427,12 @@ mod tests {
     #[test]
     fn delete_options() {
         assert!(DeleteOptions::from_value(&json!({"propagationPolicy": "Odd"})).is_err());
-        assert!(DeleteOptions::from_value(&json!({"propagationPolicy": "Orphan", "orphanDependents": true})).is_err());
-        let o = DeleteOptions::from_value(&json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "u"}})).unwrap();
+        assert!(
+            DeleteOptions::from_value(&json!({"propagationPolicy": "Orphan", "orphanDependents": true}))
+                .is_err()
+        );
+        let o = DeleteOptions::from_value(&json!({"gracePeriodSeconds": 0, "preconditions": {"uid": "u"}}))
+            .unwrap();
         assert_eq!((o.grace_period, o.uid.as_deref()), (Some(0), Some("u")));
     }
 }

@@ -177,8 +177,11 @@ impl Registry {
         let storages = self.storages.read();
         let count = |hub: &Arc<Resource>| {
             let s = storages.get(hub.storage_prefix())?;
-            let name =
-                if hub.group.is_empty() { hub.plural.to_string() } else { format!("{}.{}", hub.plural, hub.group) };
+            let name = if hub.group.is_empty() {
+                hub.plural.to_string()
+            } else {
+                format!("{}.{}", hub.plural, hub.group)
+            };
             Some((name, s.objects.len(), s.objects.watchers()))
         };
         scheme.hubs().filter_map(count).collect()

@@ -206,11 +206,19 @@ impl RequestBody {
 pub trait Authenticator: Send + Sync {
     /// The user; `None` where the request carries no credentials that this authenticator knows. The error of bad
     /// credentials is [`Status::unauthorized`].
-    async fn authenticate(&self, parts: &http::request::Parts, connection: &Connection) -> Result<Option<UserInfo>, Status>;
+    async fn authenticate(
+        &self,
+        parts: &http::request::Parts,
+        connection: &Connection,
+    ) -> Result<Option<UserInfo>, Status>;
 
     /// Whose a bearer token is, and for which of the `audiences` it is good (empty: this server's own). For
     /// `TokenReview`. The error is the text that the review shows.
-    async fn review_token(&self, _token: &str, _audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+    async fn review_token(
+        &self,
+        _token: &str,
+        _audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), String> {
         Err("invalid bearer token".into())
     }
 }
@@ -398,10 +406,22 @@ pub trait Objects: Send + Sync {
     fn revision(&self, group: &str, resource: &str) -> u64;
 
     /// Like [`Objects::get`], but at least as new as every write that returned before the call.
-    async fn get_latest(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Arc<Value>, Status>;
+    async fn get_latest(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, Status>;
 
     /// Creates an object: defaults, validation, store.
-    async fn create(&self, group: &str, resource: &str, namespace: &str, object: Value) -> Result<Arc<Value>, Status>;
+    async fn create(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        object: Value,
+    ) -> Result<Arc<Value>, Status>;
 
     /// Reads, changes and writes an object, again when somebody else was faster. `change` may run several times.
     async fn update(
@@ -415,5 +435,12 @@ pub trait Objects: Send + Sync {
     ) -> Result<Arc<Value>, Status>;
 
     /// Deletes an object, with `DeleteOptions` (`Null` for none).
-    async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str, options: Value) -> Result<(), Status>;
+    async fn delete(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        options: Value,
+    ) -> Result<(), Status>;
 }

@@ -8,7 +8,8 @@ use crate::request::RequestInfo;
 
 /// Decodes `%41` and, in queries, `+`. Bad escapes stay as they are.
 fn unescape(text: &str, plus: bool) -> Cow<'_, str> {
-    if !text.contains('%') && !(plus && text.contains('+')) {
+    let escaped = text.contains('%') || (plus && text.contains('+'));
+    if !escaped {
         return Cow::Borrowed(text);
     }
     let hex = |b: u8| char::from(b).to_digit(16).and_then(|d| u8::try_from(d).ok());
@@ -159,16 +160,56 @@ mod tests {
             ["HEAD", "/api/v1/namespaces/other/pods/foo", "get", "", "v1", "other", "pods", "", "foo"],
             ["GET", "/api/v1/pods?watch", "watch", "", "v1", "", "pods", "", ""],
             ["GET", "/api/v1/pods?watch=0", "list", "", "v1", "", "pods", "", ""],
-            ["GET", "/api/v1/pods?fieldSelector=metadata.name%3Dfoo", "list", "", "v1", "", "pods", "", "foo"],
+            [
+                "GET",
+                "/api/v1/pods?fieldSelector=metadata.name%3Dfoo",
+                "list",
+                "",
+                "v1",
+                "",
+                "pods",
+                "",
+                "foo",
+            ],
             ["GET", "/api/v1/pods?fieldSelector=metadata.name%3Da%2Fb", "list", "", "v1", "", "pods", "", ""],
             ["GET", "/api/v1/watch/namespaces/n/pods", "watch", "", "v1", "n", "pods", "", ""],
             ["GET", "/api/v1/watch/namespaces/n/pods/p", "watch", "", "v1", "n", "pods", "", "p"],
             ["GET", "/api/v1/watch/pods", "watch", "", "v1", "", "pods", "", ""],
             ["PUT", "/api/v1/namespaces/n/finalize", "update", "", "v1", "n", "namespaces", "finalize", "n"],
             ["GET", "/api/v1/namespaces/n/status", "get", "", "v1", "n", "namespaces", "status", "n"],
-            ["POST", "/apis/apps/v1/namespaces/n/deployments", "create", "apps", "v1", "n", "deployments", "", ""],
-            ["PATCH", "/apis/apps/v1/namespaces/n/deployments/d/scale", "patch", "apps", "v1", "n", "deployments", "scale", "d"],
-            ["DELETE", "/apis/apps/v1/namespaces/n/deployments", "deletecollection", "apps", "v1", "n", "deployments", "", ""],
+            [
+                "POST",
+                "/apis/apps/v1/namespaces/n/deployments",
+                "create",
+                "apps",
+                "v1",
+                "n",
+                "deployments",
+                "",
+                "",
+            ],
+            [
+                "PATCH",
+                "/apis/apps/v1/namespaces/n/deployments/d/scale",
+                "patch",
+                "apps",
+                "v1",
+                "n",
+                "deployments",
+                "scale",
+                "d",
+            ],
+            [
+                "DELETE",
+                "/apis/apps/v1/namespaces/n/deployments",
+                "deletecollection",
+                "apps",
+                "v1",
+                "n",
+                "deployments",
+                "",
+                "",
+            ],
             ["DELETE", "/api/v1/nodes/n1", "delete", "", "v1", "", "nodes", "", "n1"],
             ["GET", "/api/v1/nodes/system%3An1", "get", "", "v1", "", "nodes", "", "system:n1"],
         ] {
@@ -195,7 +236,16 @@ mod tests {
 
     #[test]
     fn paths_that_are_no_resources() {
-        for path in ["/", "/api", "/api/v1", "/apis/apps", "/apis/apps/v1", "/version", "/healthz/etcd/x", "/foo/v1/pods"] {
+        for path in [
+            "/",
+            "/api",
+            "/api/v1",
+            "/apis/apps",
+            "/apis/apps/v1",
+            "/version",
+            "/healthz/etcd/x",
+            "/foo/v1/pods",
+        ] {
             let i = info("GET", path);
             assert!(!i.is_resource, "{path}");
             assert_eq!(i.verb, "get");

@@ -78,12 +78,10 @@ fn status_as(media: Media, pretty: bool, status: &Status) -> Response {
         Media::Yaml => {
             bytes(code, media.name(), serde_yaml_ng::to_string(status).unwrap_or_default().into_bytes())
         }
-        Media::Protobuf => {
-            match status_protobuf(status) {
-                Some(body) => bytes(code, media.name(), body),
-                None => bytes(code, Media::Json.name(), json_text(status, pretty)),
-            }
-        }
+        Media::Protobuf => match status_protobuf(status) {
+            Some(body) => bytes(code, media.name(), body),
+            None => bytes(code, Media::Json.name(), json_text(status, pretty)),
+        },
     }
 }
 
@@ -110,14 +108,15 @@ where
 /// piece, so that the whole is never in memory, or compressed where the client takes that.
 pub fn parts(context: &RequestContext, content_type: &'static str, parts: Vec<Bytes>) -> Response {
     let size: usize = parts.iter().map(Bytes::len).sum();
-    if size > COMPRESS_FROM && accepts_gzip(context) {
-        if let Some(body) = gzip(&parts) {
-            let mut response = bytes(StatusCode::OK, content_type, body);
-            let headers = response.headers_mut();
-            headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
-            headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
-            return response;
-        }
+    if size > COMPRESS_FROM
+        && accepts_gzip(context)
+        && let Some(body) = gzip(&parts)
+    {
+        let mut response = bytes(StatusCode::OK, content_type, body);
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_ENCODING, HeaderValue::from_static("gzip"));
+        headers.insert(header::VARY, HeaderValue::from_static("Accept-Encoding"));
+        return response;
     }
     if size <= COMPRESS_FROM {
         let mut body = BytesMut::with_capacity(size);

@@ -13,8 +13,8 @@ use tokio::time::Instant;
 
 use crate::limits::Class;
 use crate::request::{
-    Attributes, AuditLevel, AuditStage, AuditedBodies, Body, Connection, Decision, RequestBody, RequestContext,
-    RequestInfo, Response, UserInfo,
+    Attributes, AuditLevel, AuditStage, AuditedBodies, Body, Connection, Decision, RequestBody,
+    RequestContext, RequestInfo, Response, UserInfo,
 };
 use crate::request_info::{parse_query, request_info};
 use crate::state::ServerState;
@@ -78,6 +78,9 @@ where
         Err(failure) => respond::status(&context, &failure),
         Ok(()) => run(&state, &context, body, long).await,
     };
+    if !long {
+        response = keep_for_audit(&context, response).await;
+    }
     decorate(&context, &mut response);
 
     let code = response.status().as_u16();
@@ -104,6 +107,23 @@ where
         response = response.map(|_| crate::request::full(bytes::Bytes::new()));
     }
     response
+}
+
+/// Keeps the answer's body for the audit log, where that asks for it.
+async fn keep_for_audit(context: &RequestContext, response: Response) -> Response {
+    let wanted = context.audited.lock().keep_response;
+    let compressed = response.headers().contains_key(header::CONTENT_ENCODING);
+    let is_json = response
+        .headers()
+        .get(header::CONTENT_TYPE)
+        .is_some_and(|t| t.as_bytes().starts_with(b"application/json"));
+    if !wanted || compressed || !is_json {
+        return response;
+    }
+    let (parts, body) = response.into_parts();
+    let bytes = body.collect().await.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    context.audited.lock().response = Some(bytes.clone());
+    http::Response::from_parts(parts, crate::request::full(bytes))
 }
 
 fn record(
@@ -154,7 +174,8 @@ async fn identify(state: &Arc<ServerState>, context: &mut RequestContext) -> Res
     // Credentials have been used; nothing behind this needs them, and none may reach a log or a proxied server.
     context.parts.headers.remove(header::AUTHORIZATION);
     if let Some(other) =
-        impersonation::impersonate(&context.parts.headers, &context.user, &*state.authorizer, state.release).await?
+        impersonation::impersonate(&context.parts.headers, &context.user, &*state.authorizer, state.release)
+            .await?
     {
         context.impersonator = Some(std::mem::replace(&mut context.user, other));
         let names: Vec<HeaderName> = context
@@ -172,7 +193,12 @@ async fn identify(state: &Arc<ServerState>, context: &mut RequestContext) -> Res
 }
 
 /// Limits, authorization, handler.
-async fn run(state: &Arc<ServerState>, context: &Arc<RequestContext>, body: RequestBody, long: bool) -> Response {
+async fn run(
+    state: &Arc<ServerState>,
+    context: &Arc<RequestContext>,
+    body: RequestBody,
+    long: bool,
+) -> Response {
     let place = if long {
         None
     } else {
@@ -180,8 +206,10 @@ async fn run(state: &Arc<ServerState>, context: &Arc<RequestContext>, body: Requ
         match state.limits.enter(Class::of(&context.info.verb), exempt) {
             Some(place) => Some(place),
             None => {
-                let mut response =
-                    respond::text(StatusCode::TOO_MANY_REQUESTS, "Too many requests, please try again later.\n");
+                let mut response = respond::text(
+                    StatusCode::TOO_MANY_REQUESTS,
+                    "Too many requests, please try again later.\n",
+                );
                 response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
                 return response;
             }
@@ -198,7 +226,9 @@ async fn run(state: &Arc<ServerState>, context: &Arc<RequestContext>, body: Requ
     } else {
         match tokio::time::timeout(limit, work).await {
             Ok(outcome) => outcome,
-            Err(_) => Ok(Err(Status::timeout(format!("request did not complete within {}", go_duration(limit)), 0))),
+            Err(_) => {
+                Ok(Err(Status::timeout(format!("request did not complete within {}", go_duration(limit)), 0)))
+            }
         }
     };
     drop(place);
@@ -243,9 +273,7 @@ async fn authorize(state: &ServerState, context: &RequestContext) -> Result<(), 
 /// Headers that every answer has.
 fn decorate(context: &RequestContext, response: &mut Response) {
     let headers = response.headers_mut();
-    headers
-        .entry(header::CACHE_CONTROL)
-        .or_insert_with(|| HeaderValue::from_static("no-cache, private"));
+    headers.entry(header::CACHE_CONTROL).or_insert_with(|| HeaderValue::from_static("no-cache, private"));
     if let Ok(id) = HeaderValue::from_str(&context.audit_id) {
         headers.insert(HeaderName::from_static("audit-id"), id);
     }

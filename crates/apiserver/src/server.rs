@@ -1,6 +1,7 @@
 //! The API server as a process: store, cache, parts, listener, and the way to its end.
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,6 +12,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
 use pilothouse_component_base::signals::{Stop, Stopper};
+use pilothouse_pki::{authority, files};
 use pilothouse_store::Store;
 use pilothouse_store::embedded::EmbeddedStore;
 use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
@@ -31,18 +33,30 @@ const FILL: Duration = Duration::from_secs(300);
 
 /// Runs an API server until `stop`.
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
+    if let Backend::Embedded(dir) = &config.backend {
+        let store = open_embedded(dir)?;
+        let outcome = serve_on(config, store.clone(), stop).await;
+        store.close().await;
+        return outcome;
+    }
     let store = open_store(&config).await?;
+    serve_on(config, store, stop).await
+}
+
+async fn serve_on(config: Config, store: Arc<dyn Store>, stop: Stop) -> anyhow::Result<()> {
     Server::start(config, store, stop).await?.wait().await;
     Ok(())
+}
+
+fn open_embedded(dir: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
+    std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    EmbeddedStore::open(dir).with_context(|| dir.display().to_string())
 }
 
 /// Opens the store that the flags name.
 pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match &config.backend {
-        Backend::Embedded(dir) => {
-            std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-            EmbeddedStore::open(dir).with_context(|| dir.display().to_string())?
-        }
+        Backend::Embedded(dir) => open_embedded(dir)?,
         Backend::Etcd { servers, ca, cert, key } => {
             EtcdStore::connect(EtcdConfig {
                 endpoints: servers.clone(),
@@ -67,7 +81,8 @@ pub struct Server {
 
 impl Server {
     /// Starts a server on a store. It answers when this returns, and is ready a little later.
-    pub async fn start(config: Config, store: Arc<dyn Store>, stop: Stop) -> anyhow::Result<Server> {
+    pub async fn start(mut config: Config, store: Arc<dyn Store>, stop: Stop) -> anyhow::Result<Server> {
+        service_account_keys(&mut config)?;
         let config = Arc::new(config);
         let listener = TcpListener::bind(config.bind)
             .await
@@ -75,16 +90,19 @@ impl Server {
         let address = listener.local_addr()?;
         let (drainer, drain) = Stop::new();
         let (state, feed) = ServerState::build(&config, store.clone(), address, drain.clone())?;
-        let clients = authentication::x509::client_verifier(&client_roots(&config)?.iter().collect::<Vec<_>>());
+        let clients =
+            authentication::x509::client_verifier(&client_roots(&config)?.iter().collect::<Vec<_>>());
         let tls = tls::server_config(&config, Some(clients))?;
 
         let tasks = TaskTracker::new();
-        let end = drain.clone();
-        tasks.spawn(feed.run(async move { end.wait().await }));
+        // The cache is kept up to the very end: requests that are still in work read from it.
+        let (feed_stopper, feed_stop) = Stop::new();
+        tasks.spawn(feed.run(async move { feed_stop.wait().await }));
         tasks.spawn(compaction::run(store, config.compaction_interval, drain.clone()));
         tasks.spawn(after_start(state.clone(), drain.clone()));
 
-        let main = tokio::spawn(main(state.clone(), listener, TlsAcceptor::from(tls), stop, drainer, drain, tasks));
+        let ends = Ends { stop, drainer, drain, feed: feed_stopper, tasks };
+        let main = tokio::spawn(main(state.clone(), listener, TlsAcceptor::from(tls), ends));
         tracing::info!(%address, release = %state.release.git_version(), "serving securely");
         Ok(Server { state, address, main })
     }
@@ -95,6 +113,26 @@ impl Server {
             tracing::error!("the server ended unexpectedly: {e}");
         }
     }
+}
+
+/// Makes a key for service account tokens where none is given. With etcd there may be other servers, which must know
+/// the same key: there it has to be given.
+fn service_account_keys(config: &mut Config) -> anyhow::Result<()> {
+    let given =
+        config.service_account_signing_key_file.is_some() || !config.service_account_key_files.is_empty();
+    if given || !matches!(config.backend, Backend::Embedded(_)) {
+        return Ok(());
+    }
+    let (key, public) = (config.data_dir.join("sa.key"), config.data_dir.join("sa.pub"));
+    if !key.exists() || !public.exists() {
+        let (private_pem, public_pem) = authority::service_account_key()?;
+        std::fs::create_dir_all(&config.data_dir)?;
+        files::write_private(&key, private_pem.as_bytes())?;
+        files::write_public(&public, public_pem.as_bytes())?;
+    }
+    config.service_account_signing_key_file = Some(key);
+    config.service_account_key_files = vec![public];
+    Ok(())
 }
 
 fn client_roots(config: &Config) -> anyhow::Result<Vec<rustls::RootCertStore>> {
@@ -118,7 +156,11 @@ async fn after_start(state: Arc<ServerState>, stop: Stop) {
     let (ready, custom) = tokio::sync::oneshot::channel();
     let definitions = tokio::spawn(crd::run(state.clone(), ready, stop.clone()));
     let _ = custom.await;
-    state.health.hooks_done_except(&["rbac/bootstrap-roles", "bootstrap-controller", "scheduling/bootstrap-system-priority-classes"]);
+    state.health.hooks_done_except(&[
+        "rbac/bootstrap-roles",
+        "bootstrap-controller",
+        "scheduling/bootstrap-system-priority-classes",
+    ]);
     let registration = tokio::spawn(crate::apiservices::run(state.clone(), stop.clone()));
     let flows = tokio::spawn(crate::flow_schemas::run(state.clone(), stop.clone()));
     let objects: BoxFuture<'static, ()> = Box::pin(bootstrap::run(state.clone(), stop.clone()));
@@ -130,16 +172,22 @@ async fn after_start(state: Arc<ServerState>, stop: Stop) {
     flows.abort();
 }
 
-/// Accepts connections until `stop`, then lets go of them in order.
-async fn main(
-    state: Arc<ServerState>,
-    listener: TcpListener,
-    acceptor: TlsAcceptor,
+/// What ends the parts of a server, in this order.
+struct Ends {
+    /// Says when to begin.
     stop: Stop,
+    /// Ends long-running requests.
     drainer: Stopper,
     drain: Stop,
+    /// Ends the cache.
+    feed: Stopper,
+    /// What runs beside the requests.
     tasks: TaskTracker,
-) {
+}
+
+/// Accepts connections until it is time to stop, then lets go of them in order.
+async fn main(state: Arc<ServerState>, listener: TcpListener, acceptor: TlsAcceptor, ends: Ends) {
+    let Ends { stop, drainer, drain, feed, tasks } = ends;
     let connections = TaskTracker::new();
     let delay = state.config.shutdown_delay;
     let stopping = async {
@@ -173,11 +221,18 @@ async fn main(
     if tokio::time::timeout(limit, connections.wait()).await.is_err() {
         tracing::warn!("some requests were still running at the end");
     }
+    feed.stop();
     let _ = tokio::time::timeout(Duration::from_secs(5), tasks.wait()).await;
     tracing::info!("the API server has stopped");
 }
 
-async fn connection(state: Arc<ServerState>, acceptor: TlsAcceptor, stream: TcpStream, peer: SocketAddr, drain: Stop) {
+async fn connection(
+    state: Arc<ServerState>,
+    acceptor: TlsAcceptor,
+    stream: TcpStream,
+    peer: SocketAddr,
+    drain: Stop,
+) {
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else { return };
     let stream = match tokio::time::timeout(HANDSHAKE, acceptor.accept(stream)).await {
@@ -196,7 +251,8 @@ async fn connection(state: Arc<ServerState>, acceptor: TlsAcceptor, stream: TcpS
         n => n,
     };
     let service = service_fn(move |request| {
-        let work: BoxFuture<'static, Response> = Box::pin(serve::handle(state.clone(), facts.clone(), request));
+        let work: BoxFuture<'static, Response> =
+            Box::pin(serve::handle(state.clone(), facts.clone(), request));
         async move { Ok::<_, std::convert::Infallible>(work.await) }
     });
     let mut builder = auto::Builder::new(TokioExecutor::new());

@@ -139,7 +139,9 @@ impl Storage {
     fn prepare(&self, object: Value) -> Arc<Prepared> {
         match self.encode.stored(&object) {
             Stored::Same { kind, api_version } => {
-                let mut bytes = format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{{").into_bytes();
+                let mut bytes =
+                    format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{{")
+                        .into_bytes();
                 let at = bytes.len();
                 bytes.extend_from_slice(&serialize_rest(&object));
                 Arc::new(Prepared::new(bytes.into(), Arc::new(object), Some(at)))
@@ -155,7 +157,12 @@ impl Storage {
     }
 
     /// Writes an object. `Err` inside is what the key holds instead of what was expected.
-    async fn put(&self, key: &str, object: Value, expect: Expect) -> Result<Result<Arc<Entry>, Option<KeyValue>>, Status> {
+    async fn put(
+        &self,
+        key: &str,
+        object: Value,
+        expect: Expect,
+    ) -> Result<Result<Arc<Entry>, Option<KeyValue>>, Status> {
         let full = self.cache.key(&self.prefix, key);
         let prepared = self.prepare(object);
         self.cache.pending().add(&full, &prepared);

@@ -33,8 +33,12 @@ fn self_signed(config: &Config) -> io::Result<KeyPair> {
         std::fs::create_dir_all(&config.cert_dir)?;
         let host = config.advertise_address.to_string();
         let mut hosts = vec![host.clone()];
-        hosts.extend(["kubernetes.default.svc", "kubernetes.default", "kubernetes", "localhost"].map(String::from));
-        hosts.extend(config.service_cluster_ip_ranges.first().and_then(first_service_ip).map(|ip| ip.to_string()));
+        hosts.extend(
+            ["kubernetes.default.svc", "kubernetes.default", "kubernetes", "localhost"].map(String::from),
+        );
+        hosts.extend(
+            config.service_cluster_ip_ranges.first().and_then(first_service_ip).map(|ip| ip.to_string()),
+        );
         hosts.push("127.0.0.1".to_string());
         hosts.dedup();
         let issued = authority::self_signed(&host, &hosts).map_err(io::Error::other)?;

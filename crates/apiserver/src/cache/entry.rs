@@ -75,7 +75,11 @@ pub fn serialize_rest(object: &Value) -> Vec<u8> {
     out
 }
 
-fn write_members<'a>(out: &mut Vec<u8>, members: impl Iterator<Item = (&'a String, &'a Value)>, first: &mut bool) {
+fn write_members<'a>(
+    out: &mut Vec<u8>,
+    members: impl Iterator<Item = (&'a String, &'a Value)>,
+    first: &mut bool,
+) {
     for (k, v) in members {
         if !std::mem::take(first) {
             out.push(b',');
@@ -103,7 +107,13 @@ fn with_revision(revision: u64, rest: &[u8]) -> (Bytes, usize) {
 
 impl Entry {
     /// An entry from an object. `rest` is what [`serialize_rest`] makes of it, where that is known already.
-    pub fn new(codec: &dyn Codec, key: &str, revision: u64, object: Arc<Value>, rest: Option<&[u8]>) -> Entry {
+    pub fn new(
+        codec: &dyn Codec,
+        key: &str,
+        revision: u64,
+        object: Arc<Value>,
+        rest: Option<&[u8]>,
+    ) -> Entry {
         let (body, at) = match rest {
             Some(rest) => with_revision(revision, rest),
             None => with_revision(revision, &serialize_rest(&object)),
@@ -111,7 +121,9 @@ impl Entry {
         let labels = object
             .pointer("/metadata/labels")
             .and_then(Value::as_object)
-            .map(|m| m.iter().map(|(k, v)| (Box::from(k.as_str()), Box::from(v.as_str().unwrap_or("")))).collect())
+            .map(|m| {
+                m.iter().map(|(k, v)| (Box::from(k.as_str()), Box::from(v.as_str().unwrap_or("")))).collect()
+            })
             .unwrap_or_default();
         let fields = codec.fields(&object).into_iter().map(|(k, v)| (k, v.into_boxed_str())).collect();
         let keep = codec.keep_parsed();

@@ -350,7 +350,11 @@ mod tests {
 
     async fn put(store: &MemoryStore, key: &str, node: &str) -> u64 {
         let value = json!({"metadata": {"name": "x"}, "spec": {"nodeName": node}}).to_string();
-        match store.put(Bytes::copy_from_slice(key.as_bytes()), value.into(), Expect::Any, None).await.unwrap() {
+        match store
+            .put(Bytes::copy_from_slice(key.as_bytes()), value.into(), Expect::Any, None)
+            .await
+            .unwrap()
+        {
             pilothouse_store::Outcome::Done { revision, .. } => revision,
             other => panic!("{other:?}"),
         }

@@ -161,7 +161,13 @@ impl ResourceCache {
         }
         s.history_bytes += size(&current, &previous);
         let now = Instant::now();
-        s.history.push_back(Arc::new(Change { revision, current, previous, at: now, frames: Mutex::default() }));
+        s.history.push_back(Arc::new(Change {
+            revision,
+            current,
+            previous,
+            at: now,
+            frames: Mutex::default(),
+        }));
         while s.history.len() > self.window.events {
             let old = s.history.front().is_some_and(|c| now.duration_since(c.at) > self.window.age);
             if !old && s.history_bytes <= self.window.bytes {

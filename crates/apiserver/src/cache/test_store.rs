@@ -76,8 +76,11 @@ impl Store for MemoryStore {
         if revision > inner.revision {
             return Err(Error::Future { newest: inner.revision });
         }
-        let mut kvs: Vec<KeyValue> =
-            inner.at(revision).into_values().filter(|kv| kv.key >= range.start && kv.key < range.end).collect();
+        let mut kvs: Vec<KeyValue> = inner
+            .at(revision)
+            .into_values()
+            .filter(|kv| kv.key >= range.start && kv.key < range.end)
+            .collect();
         let count = kvs.len();
         let more = range.limit > 0 && count > range.limit;
         if more {
@@ -86,7 +89,13 @@ impl Store for MemoryStore {
         Ok(RangeResult { kvs, more, count, revision: inner.revision })
     }
 
-    async fn put(&self, key: Bytes, value: Bytes, expect: Expect, _: Option<Duration>) -> Result<Outcome, Error> {
+    async fn put(
+        &self,
+        key: Bytes,
+        value: Bytes,
+        expect: Expect,
+        _: Option<Duration>,
+    ) -> Result<Outcome, Error> {
         let mut inner = self.inner.lock();
         let previous = inner.at(inner.revision).remove(&key);
         if !holds(expect, previous.as_ref()) {
@@ -121,8 +130,12 @@ impl Store for MemoryStore {
         if from <= inner.compacted {
             return Err(Error::Compacted { oldest: inner.compacted });
         }
-        let old: Vec<Event> =
-            inner.log.iter().filter(|e| e.revision() >= from && e.key().starts_with(&prefix)).cloned().collect();
+        let old: Vec<Event> = inner
+            .log
+            .iter()
+            .filter(|e| e.revision() >= from && e.key().starts_with(&prefix))
+            .cloned()
+            .collect();
         let live = futures::stream::unfold((inner.changed.subscribe(), prefix), |(mut rx, prefix)| async {
             loop {
                 let event = rx.recv().await.ok()?;

@@ -9,8 +9,8 @@ use pilothouse_apimachinery::status::{Details, Status};
 use pilothouse_apimachinery::time::Timestamp;
 use serde_json::{Value, json};
 
-use super::lifecycle;
 use super::Call;
+use super::lifecycle;
 use crate::cache::entry::Entry;
 use crate::encode::Object;
 use crate::fields;
@@ -116,7 +116,8 @@ pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Del
         let step = async {
             preconditions(endpoint, name, &old, options)?;
             if !admitted {
-                let mut request = call.admission(Operation::Delete, name, options.to_value(), options.dry_run);
+                let mut request =
+                    call.admission(Operation::Delete, name, options.to_value(), options.dry_run);
                 request.old_object = fields::typed(endpoint, &old);
                 call.admit(&mut request).await?;
                 call.validate(&request).await?;
@@ -127,9 +128,11 @@ pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Del
         };
         match step.await {
             Ok(Some(done)) => {
-                if let (Deleted::Gone(object), false, Some(hook)) =
-                    (&done, options.dry_run, call.state.special.hook_of(&endpoint.hub.group, &endpoint.hub.plural))
-                {
+                if let (Deleted::Gone(object), false, Some(hook)) = (
+                    &done,
+                    options.dry_run,
+                    call.state.special.hook_of(&endpoint.hub.group, &endpoint.hub.plural),
+                ) {
                     hook.after_delete(&object.value()).await;
                 }
                 return Ok(done);
@@ -145,7 +148,12 @@ pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Del
 }
 
 /// Whether the object is the one that the request means.
-pub fn preconditions(endpoint: &Endpoint, name: &str, object: &Value, options: &DeleteOptions) -> Result<(), Status> {
+pub fn preconditions(
+    endpoint: &Endpoint,
+    name: &str,
+    object: &Value,
+    options: &DeleteOptions,
+) -> Result<(), Status> {
     let r = &endpoint.resource;
     let uid = str_at(object, &["metadata", "uid"]);
     if let Some(wanted) = options.uid.as_deref().filter(|w| *w != uid) {
@@ -235,10 +243,13 @@ fn grace(endpoint: &Endpoint, old: &Value, options: &DeleteOptions) -> Grace {
     };
     if has(old, &["metadata", "deletionTimestamp"]) {
         // A second deletion can only hurry the first one up.
-        let Some(before) = i64_at(old, &["metadata", "deletionGracePeriodSeconds"]) else { return Grace::None };
+        let Some(before) = i64_at(old, &["metadata", "deletionGracePeriodSeconds"]) else {
+            return Grace::None;
+        };
         let Some(period) = options.grace_period.filter(|p| *p < before) else { return Grace::Pending };
         let mut object = old.clone();
-        let was = get(old, &["metadata", "deletionTimestamp"]).as_str().and_then(|t| Timestamp::parse(t).ok());
+        let was =
+            get(old, &["metadata", "deletionTimestamp"]).as_str().and_then(|t| Timestamp::parse(t).ok());
         let at = was.map_or_else(|| Timestamp::now().seconds, |t| t.seconds - before) + period;
         set(&mut object, &["metadata", "deletionTimestamp"], Timestamp::from_seconds(at).rfc3339());
         set(&mut object, &["metadata", "deletionGracePeriodSeconds"], json!(period));
@@ -256,8 +267,7 @@ fn grace(endpoint: &Endpoint, old: &Value, options: &DeleteOptions) -> Grace {
 
 /// The finalizers that the garbage collector needs, where they are others than the object has.
 fn garbage_finalizers(old: &Value, options: &DeleteOptions, orphans_by_default: bool) -> Option<Value> {
-    let had: Vec<&str> =
-        list_at(old, &["metadata", "finalizers"]).iter().filter_map(Value::as_str).collect();
+    let had: Vec<&str> = list_at(old, &["metadata", "finalizers"]).iter().filter_map(Value::as_str).collect();
     let (orphan, foreground) = match (options.orphan_dependents, options.propagation.as_deref()) {
         (Some(orphan), _) => (orphan, false),
         (None, Some("Orphan")) => (true, false),
@@ -280,7 +290,9 @@ fn garbage_finalizers(old: &Value, options: &DeleteOptions, orphans_by_default: 
 
 /// A namespace is emptied first: its phase tells the namespace controller to begin.
 fn begin_namespace(old: &Value, options: &DeleteOptions) -> Plan {
-    if list_at(old, &["spec", "finalizers"]).is_empty() && list_at(old, &["metadata", "finalizers"]).is_empty() {
+    if list_at(old, &["spec", "finalizers"]).is_empty()
+        && list_at(old, &["metadata", "finalizers"]).is_empty()
+    {
         return Plan::Delete;
     }
     let mut object = old.clone();
@@ -320,9 +332,7 @@ pub async fn carry_out(
     match plan {
         Plan::Wait => Ok(Some(Deleted::Marked(Object::Entry(current.clone())))),
         Plan::Delete if dry_run => Ok(Some(Deleted::Gone(Object::Entry(current.clone())))),
-        Plan::Delete => {
-            Ok(attempt.delete().await?.map(|_| Deleted::Gone(Object::Entry(current.clone()))))
-        }
+        Plan::Delete => Ok(attempt.delete().await?.map(|_| Deleted::Gone(Object::Entry(current.clone())))),
         Plan::Write { mut object, then_delete } => {
             if let Some(map) = object.as_object_mut() {
                 map.remove("apiVersion");
@@ -378,7 +388,9 @@ mod tests {
     #[test]
     fn namespaces_are_emptied_first() {
         let ns = json!({"metadata": {"name": "n"}, "spec": {"finalizers": ["kubernetes"]}, "status": {"phase": "Active"}});
-        let Plan::Write { object, then_delete } = begin_namespace(&ns, &DeleteOptions::default()) else { panic!() };
+        let Plan::Write { object, then_delete } = begin_namespace(&ns, &DeleteOptions::default()) else {
+            panic!()
+        };
         assert!(!then_delete);
         assert_eq!(object["status"]["phase"], "Terminating");
         assert!(has(&object, &["metadata", "deletionTimestamp"]));

@@ -22,7 +22,9 @@ pub async fn delete_collection(call: &Call, body: RequestBody) -> Result<Respons
     let mut waiting = entries.iter();
     let mut running = FuturesUnordered::new();
     loop {
-        running.extend(waiting.by_ref().take(AT_ONCE - running.len()).map(|e| delete::run(call, e.name(), &options)));
+        running.extend(
+            waiting.by_ref().take(AT_ONCE - running.len()).map(|e| delete::run(call, e.name(), &options)),
+        );
         match running.next().await {
             None => break,
             Some(Ok(_)) => {}

@@ -50,7 +50,9 @@ pub fn before_create(target: Target<'_>, user: Option<&UserInfo>, object: &mut V
 fn sign_request(object: &mut Value, user: &UserInfo) {
     let spec = ensure_object(object, &["spec"]);
     spec.insert("username".into(), json!(user.name));
-    for (field, value) in [("uid", json!(user.uid)), ("groups", json!(user.groups)), ("extra", json!(user.extra))] {
+    for (field, value) in
+        [("uid", json!(user.uid)), ("groups", json!(user.groups)), ("extra", json!(user.extra))]
+    {
         spec.insert(field.into(), value);
     }
 }
@@ -82,15 +84,21 @@ pub fn check_version(target: Target<'_>, object: &mut Value, old: &Value) -> Res
             Err(Status::invalid(&r.group, &r.plural, name, &vec![error]))
         }
         given if given == current => Ok(()),
-        given if given.parse::<u64>().is_err() => Err(super::version::parse_version(given).err().unwrap_or_else(
-            || Status::modified(&r.group, &r.plural, name),
-        )),
+        given if given.parse::<u64>().is_err() => Err(super::version::parse_version(given)
+            .err()
+            .unwrap_or_else(|| Status::modified(&r.group, &r.plural, name))),
         _ => Err(Status::modified(&r.group, &r.plural, name)),
     }
 }
 
 /// The refusal of an object that has another uid than the request says.
-pub fn check_uid(endpoint: &Endpoint, full_key: &str, name: &str, wanted: &str, found: &str) -> Result<(), Status> {
+pub fn check_uid(
+    endpoint: &Endpoint,
+    full_key: &str,
+    name: &str,
+    wanted: &str,
+    found: &str,
+) -> Result<(), Status> {
     if wanted.is_empty() || wanted == found {
         return Ok(());
     }
@@ -117,7 +125,9 @@ pub fn ends_by_update(endpoint: &Endpoint, new: &Value, old: &Value) -> bool {
 
 /// Drops owner references that stand twice. Gives warnings for them.
 pub fn deduplicate_owners(object: &mut Value) -> Vec<String> {
-    let Some(Value::Array(owners)) = object.pointer_mut("/metadata/ownerReferences") else { return Vec::new() };
+    let Some(Value::Array(owners)) = object.pointer_mut("/metadata/ownerReferences") else {
+        return Vec::new();
+    };
     let mut seen: Vec<Value> = Vec::new();
     let mut twice = Vec::new();
     owners.retain(|o| {
@@ -176,7 +186,9 @@ pub fn mark_deleting(object: &mut Value) {
     if !has(object, &["metadata", "deletionGracePeriodSeconds"]) {
         raise_generation(object);
     }
-    if !has(object, &["metadata", "deletionTimestamp"]) || is_future(get(object, &["metadata", "deletionTimestamp"])) {
+    if !has(object, &["metadata", "deletionTimestamp"])
+        || is_future(get(object, &["metadata", "deletionTimestamp"]))
+    {
         set(object, &["metadata", "deletionTimestamp"], now());
     }
     set(object, &["metadata", "deletionGracePeriodSeconds"], json!(0));
@@ -205,7 +217,10 @@ mod tests {
         assert_eq!(o["metadata"]["deletionGracePeriodSeconds"], 0);
         let time = o["metadata"]["deletionTimestamp"].clone();
         mark_deleting(&mut o);
-        assert_eq!((o["metadata"]["generation"].clone(), o["metadata"]["deletionTimestamp"].clone()), (json!(4), time));
+        assert_eq!(
+            (o["metadata"]["generation"].clone(), o["metadata"]["deletionTimestamp"].clone()),
+            (json!(4), time)
+        );
     }
 
     #[test]

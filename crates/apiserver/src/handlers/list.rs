@@ -7,8 +7,8 @@ use pilothouse_apimachinery::selector::Selector;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_store::Error;
 
-use super::version::{self, Wanted};
 use super::Call;
+use super::version::{self, Wanted};
 use crate::cache::entry::Entry;
 use crate::encode::ListMeta;
 use crate::options::ListOptions;
@@ -85,7 +85,8 @@ pub async fn read(
         found.entries.truncate(limit);
         if let Some(last) = found.entries.last() {
             let relative = last.key.strip_prefix(selection.prefix()).unwrap_or(&last.key);
-            meta.continue_token = version::continue_token(i64::try_from(revision).unwrap_or(i64::MAX), relative);
+            meta.continue_token =
+                version::continue_token(i64::try_from(revision).unwrap_or(i64::MAX), relative);
         }
         meta.remaining = (!selection.has_selectors()).then_some(rest);
     }
@@ -119,7 +120,8 @@ async fn pages(
             let more = i + 1 < read || found.more;
             if limit > 0 && out.len() == limit && more {
                 let relative = e.key.strip_prefix(prefix).unwrap_or(&e.key);
-                meta.continue_token = version::continue_token(i64::try_from(at).unwrap_or(i64::MAX), relative);
+                meta.continue_token =
+                    version::continue_token(i64::try_from(at).unwrap_or(i64::MAX), relative);
                 meta.remaining = (!selection.has_selectors()).then(|| found.count.saturating_sub(i + 1));
                 break;
             }

@@ -46,7 +46,8 @@ pub struct Call {
 }
 
 /// The names of subresources that generic handlers serve.
-const SUBRESOURCES: &[&str] = &["", "status", "scale", "finalize", "approval", "ephemeralcontainers", "resize"];
+const SUBRESOURCES: &[&str] =
+    &["", "status", "scale", "finalize", "approval", "ephemeralcontainers", "resize"];
 
 impl Call {
     /// The object's name.
@@ -100,7 +101,13 @@ impl Call {
     }
 
     /// An empty admission request.
-    pub fn admission(&self, operation: Operation, name: &str, options: Value, dry_run: bool) -> AdmissionRequest {
+    pub fn admission(
+        &self,
+        operation: Operation,
+        name: &str,
+        options: Value,
+        dry_run: bool,
+    ) -> AdmissionRequest {
         let r = &self.endpoint.resource;
         AdmissionRequest {
             user: self.context.user.clone(),
@@ -146,7 +153,8 @@ impl Call {
 
     /// Reads a body as an object of the endpoint in the version of the request; keeps it for the audit log.
     pub fn decode(&self, body: &Bytes, validation: FieldValidation) -> Result<Value, Status> {
-        let media = negotiate::body_media(self.context.header(header::CONTENT_TYPE), media_of(&self.endpoint))?;
+        let media =
+            negotiate::body_media(self.context.header(header::CONTENT_TYPE), media_of(&self.endpoint))?;
         let decoded = self.endpoint.resource.decode(body, media.decoder())?;
         self.field_faults(validation, decoded.faults, &decoded.object)?;
         let object = decoded.object;
@@ -155,7 +163,12 @@ impl Call {
     }
 
     /// Warns of, or refuses, unknown and duplicate fields.
-    pub fn field_faults(&self, validation: FieldValidation, mut faults: Vec<String>, object: &Value) -> Result<(), Status> {
+    pub fn field_faults(
+        &self,
+        validation: FieldValidation,
+        mut faults: Vec<String>,
+        object: &Value,
+    ) -> Result<(), Status> {
         if validation == FieldValidation::Ignore {
             return Ok(());
         }
@@ -183,8 +196,10 @@ impl Call {
 /// Which methods a path of a resource allows, as go-restful finds them: none where there is no such path.
 fn allowed(endpoint: &Endpoint, context: &RequestContext) -> Option<Vec<Method>> {
     let (r, info) = (&endpoint.resource, &context.info);
-    let in_namespace = !info.namespace.is_empty() && !(r.group.is_empty() && &*r.plural == "namespaces");
-    let collection = matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") || info.name.is_empty();
+    let is_namespace = r.group.is_empty() && &*r.plural == "namespaces";
+    let in_namespace = !info.namespace.is_empty() && !is_namespace;
+    let collection =
+        matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") || info.name.is_empty();
     if in_namespace && !r.namespaced || (r.namespaced && !in_namespace && !collection) {
         return None;
     }

@@ -96,7 +96,11 @@ impl Patch {
             PatchType::Merge => patch::merge::apply(object, &self.body, call.state.release),
             PatchType::Strategic => {
                 let schema = call.endpoint.resource.schema().ok_or_else(|| Status::internal("no schema"))?;
-                patch::strategic::apply(apply::Type::built_in(schema.catalogue, schema.type_), object, &self.body)
+                patch::strategic::apply(
+                    apply::Type::built_in(schema.catalogue, schema.type_),
+                    object,
+                    &self.body,
+                )
             }
             PatchType::Apply => Ok(self.config.clone().unwrap_or(Value::Null)),
         }
@@ -122,7 +126,9 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
             let uid = str_at(&object, &["metadata", "uid"]);
             if !uid.is_empty() {
                 let r = &call.endpoint.resource;
-                let why = format!("uid mismatch: the provided object specified uid {uid}, and no existing object was found");
+                let why = format!(
+                    "uid mismatch: the provided object specified uid {uid}, and no existing object was found"
+                );
                 return Err(Status::conflict(&r.group, &r.plural, call.name(), &why));
             }
             remove(&mut object, &["metadata", "resourceVersion"]);
@@ -157,7 +163,12 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
 }
 
 /// What a patch makes of the current object, in the hub version and with its defaults.
-fn patched(call: &Call, current: &Arc<Entry>, patch: &Patch, options: &WriteOptions) -> Result<Value, Status> {
+fn patched(
+    call: &Call,
+    current: &Arc<Entry>,
+    patch: &Patch,
+    options: &WriteOptions,
+) -> Result<Value, Status> {
     let before = versioned(&call.endpoint, &current.object());
     let after = patch.patched(call, &before)?;
     decode(call, after, options.field_validation)
@@ -205,7 +216,10 @@ mod tests {
 
     #[test]
     fn content_types() {
-        assert!(route_accepts("application/merge-patch+json; charset=utf-8") && !route_accepts("application/json"));
+        assert!(
+            route_accepts("application/merge-patch+json; charset=utf-8")
+                && !route_accepts("application/json")
+        );
         assert_eq!(patch_type("application/json-patch+json", true).unwrap(), PatchType::Json);
         assert_eq!(
             patch_type("application/strategic-merge-patch+json", true).unwrap_err().message,

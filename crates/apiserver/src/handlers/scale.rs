@@ -1,11 +1,11 @@
 //! The `scale` subresource of built-in and custom resources.
 
 use http::{StatusCode, header};
-use pilothouse_apimachinery::field::{self, Path};
-use pilothouse_apimachinery::status::Status;
 use pilothouse_api::decode::request::{self, Expected};
 use pilothouse_api::kinds::scale as kinds;
 use pilothouse_api::schema::Schema;
+use pilothouse_apimachinery::field::{self, Path};
+use pilothouse_apimachinery::status::Status;
 use serde_json::{Value, json};
 
 use super::patch::Patch;
@@ -74,7 +74,8 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
 }
 
 fn schema(call: &Call) -> Result<Schema, Status> {
-    Schema::of(call.state.release, "autoscaling", "v1", "Scale").ok_or_else(|| Status::internal("no kind Scale"))
+    Schema::of(call.state.release, "autoscaling", "v1", "Scale")
+        .ok_or_else(|| Status::internal("no kind Scale"))
 }
 
 fn decode(call: &Call, body: &[u8], media: Media, validation: FieldValidation) -> Result<Value, Status> {
@@ -89,7 +90,11 @@ fn decode(call: &Call, body: &[u8], media: Media, validation: FieldValidation) -
 fn check(call: &Call, scale: &Value) -> Result<(), Status> {
     let mut errors = kinds::validate(scale);
     if !scale.pointer("/spec/replicas").is_none_or(Value::is_i64) {
-        errors.push(field::invalid(&Path::new("spec").child("replicas"), scale["spec"]["replicas"].clone(), "must be an integer"));
+        errors.push(field::invalid(
+            &Path::new("spec").child("replicas"),
+            scale["spec"]["replicas"].clone(),
+            "must be an integer",
+        ));
     }
     if errors.is_empty() {
         return Ok(());

@@ -35,7 +35,13 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
             let current = attempt.current().cloned();
             let found = current.as_ref().map(|e| str_at(&e.object(), &["metadata", "uid"]).to_string());
             let full = call.endpoint.storage.full_key(&key);
-            lifecycle::check_uid(&call.endpoint, &full, call.name(), &wanted_uid, found.as_deref().unwrap_or(""))?;
+            lifecycle::check_uid(
+                &call.endpoint,
+                &full,
+                call.name(),
+                &wanted_uid,
+                found.as_deref().unwrap_or(""),
+            )?;
             match current {
                 None => Ok(None),
                 Some(current) => {
@@ -101,7 +107,9 @@ pub enum Step {
 
 /// Whether the kind is checked before its resource version is, as v1.20's storage of services does.
 fn validates_first(call: &Call) -> bool {
-    call.subresource.is_empty() && call.endpoint.hub.group.is_empty() && &*call.endpoint.hub.plural == "services"
+    call.subresource.is_empty()
+        && call.endpoint.hub.group.is_empty()
+        && &*call.endpoint.hub.plural == "services"
 }
 
 /// Admission, preparation, validation and storage of a changed object (hub version), computed from `current`.
@@ -171,7 +179,13 @@ pub async fn commit(
     done
 }
 
-async fn put(attempt: &mut Attempt, old: &Value, mut object: Value, ends: bool, dry_run: bool) -> Result<Step, Status> {
+async fn put(
+    attempt: &mut Attempt,
+    old: &Value,
+    mut object: Value,
+    ends: bool,
+    dry_run: bool,
+) -> Result<Step, Status> {
     let version = json!(str_at(old, &["metadata", "resourceVersion"]));
     set(&mut object, &["metadata", "resourceVersion"], version);
     if ends {

@@ -56,7 +56,8 @@ fn decode(token: &str) -> Result<(i64, String), String> {
     }
     if token.rv == 0 {
         return Err(
-            "continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)".into()
+            "continue key is not valid: incorrect encoded start resourceVersion (version meta.k8s.io/v1)"
+                .into(),
         );
     }
     if token.start.is_empty() {
@@ -91,7 +92,9 @@ pub fn wanted(options: &ListOptions) -> Result<Wanted, Status> {
     let rv = options.resource_version.as_str();
     if !options.continue_token.is_empty() {
         if !matches!(rv, "" | "0") {
-            return Err(Status::bad_request("specifying resource version is not allowed when using continue"));
+            return Err(Status::bad_request(
+                "specifying resource version is not allowed when using continue",
+            ));
         }
         let (revision, start) = decode(&options.continue_token)
             .map_err(|e| Status::bad_request(format!("invalid continue token: {e}")))?;
@@ -177,9 +180,15 @@ mod tests {
         assert_eq!(page, Wanted::Page { revision: 12, start: "ns/a\0".into() });
         assert_eq!(wanted(&options("0", "", 5, &token)).unwrap(), page);
         assert_eq!(wanted(&options("3", "", 5, &token)).unwrap_err().code, 400);
-        for bad in ["*", "e30", &continue_token(0, "a"), &continue_token(3, "../x"), &continue_token(3, "a//b")] {
+        for bad in
+            ["*", "e30", &continue_token(0, "a"), &continue_token(3, "../x"), &continue_token(3, "a//b")]
+        {
             let e = wanted(&options("", "", 5, bad)).unwrap_err();
-            assert!(e.message.starts_with("invalid continue token: continue key is not valid"), "{}", e.message);
+            assert!(
+                e.message.starts_with("invalid continue token: continue key is not valid"),
+                "{}",
+                e.message
+            );
         }
         let expired = page_expired("ns/a\0");
         let fresh = expired.metadata["continue"].as_str().unwrap();

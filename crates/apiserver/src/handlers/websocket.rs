@@ -14,9 +14,8 @@ use crate::request::{RequestContext, Response, full};
 
 /// Whether the client wants a WebSocket.
 pub fn is_requested(context: &RequestContext) -> bool {
-    let has = |name, word: &str| {
-        context.header(name).split(',').any(|v: &str| v.trim().eq_ignore_ascii_case(word))
-    };
+    let has =
+        |name, word: &str| context.header(name).split(',').any(|v: &str| v.trim().eq_ignore_ascii_case(word));
     has(header::CONNECTION, "upgrade") && has(header::UPGRADE, "websocket")
 }
 
