@@ -161,14 +161,14 @@ impl Inner {
 
     /// Reads the value that goes with a version.
     fn load(&self, snapshot: &Snapshot<'_>, key: Bytes, version: Version) -> Result<KeyValue, Error> {
-        let value = snapshot.value(version.revision)?.ok_or_else(|| {
-            Error::Broken(format!(
-                "{}: the value of revision {} is missing",
-                self.dir.display(),
-                version.revision
-            ))
-        })?;
-        Ok(KeyValue { key, value, create_revision: version.create, mod_revision: version.revision })
+        self.with_value(key, version, snapshot.value(version.revision)?)
+    }
+
+    fn with_value(&self, key: Bytes, version: Version, value: Option<Bytes>) -> Result<KeyValue, Error> {
+        let Version { revision, create } = version;
+        let missing = || format!("{}: the value of revision {revision} is missing", self.dir.display());
+        let value = value.ok_or_else(|| Error::Broken(missing()))?;
+        Ok(KeyValue { key, value, create_revision: create, mod_revision: revision })
     }
 
     fn read_range(&self, range: &Range) -> Result<RangeResult, Error> {
@@ -193,10 +193,11 @@ impl Inner {
         // The snapshot is taken while the index cannot move on, so that compaction cannot take the values away.
         let snapshot = self.storage.snapshot()?;
         drop(state);
-        let kvs: Vec<KeyValue> = found
-            .into_iter()
-            .map(|(key, version)| self.load(&snapshot, key, version))
-            .collect::<Result<_, _>>()?;
+        let mut values = snapshot.values(found.iter().map(|(_, version)| version.revision))?;
+        let with_value = |(key, version): (Bytes, Version)| {
+            self.with_value(key, version, values.remove(&version.revision))
+        };
+        let kvs: Vec<KeyValue> = found.into_iter().map(with_value).collect::<Result<_, _>>()?;
         Ok(RangeResult { more: kvs.len() < count, kvs, count, revision })
     }
 }

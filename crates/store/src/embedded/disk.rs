@@ -278,6 +278,21 @@ impl DiskSnapshot<'_> {
         Ok(value.map(|v| Bytes::copy_from_slice(v.value())))
     }
 
+    /// Calls `f` for the values of revisions that lie close together, which is quicker than one by one.
+    pub(super) fn scan(&self, revisions: &[u64], mut f: impl FnMut(u64, Bytes)) -> Result<(), Error> {
+        let (Some(first), Some(last)) = (revisions.first(), revisions.last()) else { return Ok(()) };
+        let mut wanted = revisions.iter().peekable();
+        for entry in self.values.range(*first..=*last).map_err(|e| self.disk.error(e))? {
+            let (revision, value) = entry.map_err(|e| self.disk.error(e))?;
+            let revision = revision.value();
+            while wanted.next_if(|w| **w < revision).is_some() {}
+            if wanted.next_if(|w| **w == revision).is_some() {
+                f(revision, Bytes::copy_from_slice(value.value()));
+            }
+        }
+        Ok(())
+    }
+
     /// What happened at a revision.
     pub(super) fn row(&self, revision: u64) -> Result<Option<Row>, Error> {
         match self.changes.get(revision).map_err(|e| self.disk.error(e))? {

@@ -1,7 +1,7 @@
 //! Log and database together: changes are durable in the log first and go into the database in larger groups. What is
 //! in the log only is also in memory.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashMap};
 use std::io;
 use std::path::Path;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use crate::Error;
 const LOG_SIZE: u64 = 8 << 20;
 /// How many compacted changes one transaction deletes.
 const GARBAGE: usize = 5000;
+/// Where one in so many values is wanted, all are read through.
+const SPARSE: u64 = 4;
 /// Pause after the database could not be written.
 const RETRY: Duration = Duration::from_secs(1);
 
@@ -273,6 +275,32 @@ impl Snapshot<'_> {
             Some(value) => Ok(Some(value)),
             None => self.disk.value(revision),
         }
+    }
+
+    /// The values of many revisions, given in any order; those that are missing are left out.
+    pub(super) fn values(&self, revisions: impl Iterator<Item = u64>) -> Result<HashMap<u64, Bytes>, Error> {
+        let mut found = HashMap::new();
+        let mut on_disk = Vec::new();
+        for revision in revisions {
+            match self.recent.find(revision, |(_, value)| value.clone()) {
+                Some(value) => {
+                    found.insert(revision, value);
+                }
+                None => on_disk.push(revision),
+            }
+        }
+        on_disk.sort_unstable();
+        let span = on_disk.last().zip(on_disk.first()).map_or(0, |(last, first)| last - first);
+        if span < SPARSE * on_disk.len() as u64 {
+            self.disk.scan(&on_disk, |revision, value| {
+                found.insert(revision, value);
+            })?;
+        } else {
+            for revision in on_disk {
+                found.extend(self.disk.value(revision)?.map(|value| (revision, value)));
+            }
+        }
+        Ok(found)
     }
 
     /// What happened at a revision.
