@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodCondition, PodTemplateSpec};
+use k8s_openapi::api::core::v1::{ObjectReference, Pod, PodCondition, PodTemplateSpec, Taint, Toleration};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta, OwnerReference};
 use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
 use kube::{Api, Client, Resource};
@@ -110,6 +110,21 @@ pub fn availability(pod: &Pod, min_ready_seconds: i32, now: Timestamp) -> Result
     let since = ready.last_transition_time.as_ref().ok_or(None)?.0;
     let left = i64::from(min_ready_seconds) * 1000 - (now.as_millisecond() - since.as_millisecond());
     if left <= 0 { Ok(()) } else { Err(Some(Duration::from_millis(left.unsigned_abs()))) }
+}
+
+/// Whether a toleration covers a taint.
+pub fn tolerates(t: &Toleration, taint: &Taint) -> bool {
+    let set = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
+    if set(&t.effect).is_some_and(|e| e != taint.effect) || set(&t.key).is_some_and(|k| k != taint.key) {
+        return false;
+    }
+    match set(&t.operator).as_deref() {
+        Some("Exists") => true,
+        None | Some("Equal") => {
+            t.value.clone().unwrap_or_default() == taint.value.clone().unwrap_or_default()
+        }
+        Some(_) => false,
+    }
 }
 
 /// How often a pod's containers were restarted: the largest number.
@@ -370,6 +385,11 @@ impl Expectations {
     /// Expects these objects to go.
     pub fn expect_deletions(&self, key: &str, objects: impl IntoIterator<Item = String>) {
         self.set(key, 0, objects.into_iter().collect());
+    }
+
+    /// Expects `n` creations and these objects to go.
+    pub fn expect(&self, key: &str, n: usize, deletions: impl IntoIterator<Item = String>) {
+        self.set(key, i64::try_from(n).unwrap_or(i64::MAX), deletions.into_iter().collect());
     }
 
     fn set(&self, key: &str, creations: i64, deletions: HashSet<String>) {

@@ -41,6 +41,7 @@ pub const ALL: &[Controller] = &[
     controller!("replicationcontroller", workloads::replicas::start_replication_controllers),
     controller!("replicaset", workloads::replicas::start_replica_sets),
     controller!("deployment", workloads::deployment::start),
+    controller!("daemonset", workloads::daemonset::start),
     controller!("statefulset", workloads::statefulset::start),
     controller!("job", batch::job::start),
     controller!("cronjob", batch::cronjob::start),

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{index_by_node, pods_on, taints};
 use crate::context::Context;
-use crate::control::{has_code, now};
+use crate::control::{has_code, now, tolerates};
 
 /// How long a pod may stay.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -31,7 +31,7 @@ enum Stay {
 fn stay(taints: &[Taint], tolerations: &[Toleration]) -> Stay {
     let mut least: Option<Duration> = None;
     for taint in taints {
-        let Some(t) = tolerations.iter().find(|t| taints::tolerates(t, taint)) else {
+        let Some(t) = tolerations.iter().find(|t| tolerates(t, taint)) else {
             return Stay::For(Duration::ZERO);
         };
         if let Some(seconds) = t.toleration_seconds {

@@ -1,6 +1,6 @@
 //! Taints that say how a node is, and tolerations.
 
-use k8s_openapi::api::core::v1::{Node, Taint, Toleration};
+use k8s_openapi::api::core::v1::{Node, Taint};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 use kube::api::{Patch, PatchParams};
 use kube::{Api, Client};
@@ -92,24 +92,11 @@ pub async fn swap(client: &Client, name: &str, add: &[Taint], remove: &[Taint]) 
     }
 }
 
-/// Whether a toleration covers a taint.
-pub fn tolerates(t: &Toleration, taint: &Taint) -> bool {
-    let set = |s: &Option<String>| s.clone().filter(|s| !s.is_empty());
-    if set(&t.effect).is_some_and(|e| e != taint.effect) || set(&t.key).is_some_and(|k| k != taint.key) {
-        return false;
-    }
-    match set(&t.operator).as_deref() {
-        Some("Exists") => true,
-        None | Some("Equal") => {
-            t.value.clone().unwrap_or_default() == taint.value.clone().unwrap_or_default()
-        }
-        Some(_) => false,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::control::tolerates;
+    use k8s_openapi::api::core::v1::Toleration;
     use serde_json::json;
 
     #[test]

@@ -14,13 +14,34 @@ use crate::control::{has_code, template_hash};
 /// Label with a revision's hash, on revisions and on the pods made from them.
 pub const HASH: &str = "controller-revision-hash";
 
-/// What a revision holds: `spec.template`, in the form of a patch that puts the whole template back.
-pub fn data(template: &Value) -> Value {
+/// The first minor release that leaves a missing `creationTimestamp` out of what it writes.
+const WITHOUT_NULL_TIMES: u32 = 35;
+
+/// What a revision holds: `spec.template`, in the form of a patch that puts the whole template back, written as a
+/// server of that minor release would.
+pub fn data(template: &Value, server_minor: u32) -> Value {
     let mut template = template.clone();
     if let Some(t) = template.as_object_mut() {
         t.insert("$patch".into(), "replace".into());
+        if server_minor < WITHOUT_NULL_TIMES {
+            let meta = t.entry("metadata").or_insert_with(|| Value::Object(Default::default()));
+            if let Some(m) = meta.as_object_mut() {
+                m.entry("creationTimestamp").or_insert(Value::Null);
+            }
+        }
     }
     serde_json::json!({"spec": {"template": template}})
+}
+
+/// A value without the parts of objects that are null: those mean the same as missing ones.
+fn without_nulls(value: &Value) -> Value {
+    match value {
+        Value::Object(o) => Value::Object(
+            o.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), without_nulls(v))).collect(),
+        ),
+        Value::Array(a) => Value::Array(a.iter().map(without_nulls).collect()),
+        other => other.clone(),
+    }
 }
 
 /// A new revision of an owner.
@@ -61,7 +82,11 @@ pub fn find_equal<'a>(
     revisions: &'a [Arc<ControllerRevision>],
     data: &Value,
 ) -> Option<&'a Arc<ControllerRevision>> {
-    revisions.iter().filter(|r| r.data.as_ref().is_some_and(|d| d.0 == *data)).max_by_key(|r| r.revision)
+    let data = without_nulls(data);
+    revisions
+        .iter()
+        .filter(|r| r.data.as_ref().is_some_and(|d| without_nulls(&d.0) == data))
+        .max_by_key(|r| r.revision)
 }
 
 /// The number that comes after all there are.

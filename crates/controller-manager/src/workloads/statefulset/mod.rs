@@ -145,7 +145,8 @@ impl Worker {
         let status = set.status.clone().unwrap_or_default();
         let mut collisions = status.collision_count.unwrap_or(0);
         let template = set.spec.as_ref().map(|s| serde_json::to_value(&s.template)).transpose();
-        let data = history::data(&template.map_err(kube::Error::SerdeError)?.unwrap_or_default());
+        let template = template.map_err(kube::Error::SerdeError)?.unwrap_or_default();
+        let data = history::data(&template, self.server_minor);
         let next = history::next_number(own);
         let newest = own.iter().max_by_key(|r| r.revision);
         let update = match (history::find_equal(own, &data), newest) {
