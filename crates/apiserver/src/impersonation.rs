@@ -65,11 +65,15 @@ fn wishes(headers: &HeaderMap, release: Release) -> Result<Option<(Vec<Wish>, Us
         }
     }
     // v1.20 does not know the uid header.
-    let uid = if release > Release::V1_20 { values(UID).into_iter().next() } else { None }.unwrap_or_default();
+    let uid =
+        if release > Release::V1_20 { values(UID).into_iter().next() } else { None }.unwrap_or_default();
     if name.is_empty() {
         let orphan = !groups.is_empty() || !extra.is_empty() || !uid.is_empty();
         return if orphan {
-            Err(Status::internal(format!("requested {:?} without impersonating a user", asked(&groups, &extra))))
+            Err(Status::internal(format!(
+                "requested {:?} without impersonating a user",
+                asked(&groups, &extra)
+            )))
         } else {
             Ok(None)
         };
@@ -203,7 +207,11 @@ mod tests {
     async fn service_accounts_have_their_groups() {
         let me = UserInfo { name: "me".into(), ..Default::default() };
         let h = headers(&[("impersonate-user", "system:serviceaccount:n:bot")]);
-        let user = impersonate(&h, &me, &Only(&["serviceaccounts//bot"]), Release::V1_20).await.unwrap().unwrap();
-        assert_eq!(user.groups, ["system:serviceaccounts", "system:serviceaccounts:n", "system:authenticated"]);
+        let user =
+            impersonate(&h, &me, &Only(&["serviceaccounts//bot"]), Release::V1_20).await.unwrap().unwrap();
+        assert_eq!(
+            user.groups,
+            ["system:serviceaccounts", "system:serviceaccounts:n", "system:authenticated"]
+        );
     }
 }

@@ -50,7 +50,8 @@ pub fn config_maps<'a>(pod: &'a Value, visit: &mut dyn FnMut(&'a str) -> bool) -
         }
     }
     list_at(spec, &["volumes"]).iter().all(|v| {
-        let projected = list_at(v, &["projected", "sources"]).iter().map(|s| str_at(s, &["configMap", "name"]));
+        let projected =
+            list_at(v, &["projected", "sources"]).iter().map(|s| str_at(s, &["configMap", "name"]));
         std::iter::once(str_at(v, &["configMap", "name"])).chain(projected).all(|n| n.is_empty() || visit(n))
     })
 }
@@ -61,7 +62,9 @@ pub fn claims(pod: &Value) -> Vec<String> {
     list_at(pod, &["spec", "volumes"])
         .iter()
         .filter_map(|v| match str_at(v, &["persistentVolumeClaim", "claimName"]) {
-            "" if v.get("ephemeral").is_some_and(|e| !e.is_null()) => Some(format!("{name}-{}", str_at(v, &["name"]))),
+            "" if v.get("ephemeral").is_some_and(|e| !e.is_null()) => {
+                Some(format!("{name}-{}", str_at(v, &["name"])))
+            }
             "" => None,
             claim => Some(claim.to_string()),
         })
@@ -91,15 +94,15 @@ mod tests {
     #[test]
     fn finds_references() {
         let pod = json!({"metadata": {"name": "p"}, "spec": {
-            "imagePullSecrets": [{"name": "pull"}],
-            "initContainers": [{"envFrom": [{"secretRef": {"name": "init"}}]}],
-            "containers": [{"env": [{"valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]}],
-            "volumes": [
-                {"name": "a", "secret": {"secretName": "vol"}},
-                {"name": "b", "projected": {"sources": [{"secret": {"name": "proj"}}, {"configMap": {"name": "pcm"}}]}},
-                {"name": "c", "persistentVolumeClaim": {"claimName": "claim"}},
-                {"name": "d", "ephemeral": {}},
-            ]}});
+        "imagePullSecrets": [{"name": "pull"}],
+        "initContainers": [{"envFrom": [{"secretRef": {"name": "init"}}]}],
+        "containers": [{"env": [{"valueFrom": {"configMapKeyRef": {"name": "cm", "key": "k"}}}]}],
+        "volumes": [
+            {"name": "a", "secret": {"secretName": "vol"}},
+            {"name": "b", "projected": {"sources": [{"secret": {"name": "proj"}}, {"configMap": {"name": "pcm"}}]}},
+            {"name": "c", "persistentVolumeClaim": {"claimName": "claim"}},
+            {"name": "d", "ephemeral": {}},
+        ]}});
         for s in ["pull", "init", "vol", "proj"] {
             assert!(uses_secret(&pod, s), "{s}");
         }

@@ -37,7 +37,12 @@ impl State {
             object["metadata"]["uid"] = json!(format!("uid-{n}"));
         }
         self.revisions.insert((group.into(), resource.into()), n);
-        let k = key(group, resource, str_at(&object, &["metadata", "namespace"]), str_at(&object, &["metadata", "name"]));
+        let k = key(
+            group,
+            resource,
+            str_at(&object, &["metadata", "namespace"]),
+            str_at(&object, &["metadata", "name"]),
+        );
         let object = Arc::new(object);
         self.objects.insert(k, object.clone());
         object
@@ -83,11 +88,23 @@ impl Objects for FakeObjects {
         self.0.lock().revisions.get(&(group.to_string(), resource.to_string())).copied().unwrap_or(0)
     }
 
-    async fn get_latest(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Result<Arc<Value>, Status> {
+    async fn get_latest(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Arc<Value>, Status> {
         self.get(group, resource, namespace, name).ok_or_else(|| Status::not_found(group, resource, name))
     }
 
-    async fn create(&self, group: &str, resource: &str, namespace: &str, mut object: Value) -> Result<Arc<Value>, Status> {
+    async fn create(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        mut object: Value,
+    ) -> Result<Arc<Value>, Status> {
         if !namespace.is_empty() {
             object["metadata"]["namespace"] = json!(namespace);
         }
@@ -116,7 +133,14 @@ impl Objects for FakeObjects {
         Ok(if new == *old { old } else { s.write(group, resource, new) })
     }
 
-    async fn delete(&self, group: &str, resource: &str, namespace: &str, name: &str, _options: Value) -> Result<(), Status> {
+    async fn delete(
+        &self,
+        group: &str,
+        resource: &str,
+        namespace: &str,
+        name: &str,
+        _options: Value,
+    ) -> Result<(), Status> {
         if self.get(group, resource, namespace, name).is_none() {
             return Err(Status::not_found(group, resource, name));
         }

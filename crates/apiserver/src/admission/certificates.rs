@@ -8,7 +8,9 @@ use pilothouse_apimachinery::status::Status;
 use x509_parser::prelude::FromDer;
 
 use crate::json::{get, str_at};
-use crate::request::{AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo};
+use crate::request::{
+    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo,
+};
 
 use super::is_about;
 
@@ -70,7 +72,8 @@ impl Plugin for Signing {
 
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let part = |path: &[&str]| get(&r.object, path) == get(&r.old_object, path);
-        if !is_update_of(r, "status") || (part(&["status", "certificate"]) && part(&["status", "conditions"])) {
+        if !is_update_of(r, "status") || (part(&["status", "certificate"]) && part(&["status", "conditions"]))
+        {
             return Ok(());
         }
         let signer = str_at(&r.old_object, &["spec", "signerName"]);
@@ -88,7 +91,8 @@ pub struct SubjectRestriction;
 fn organizations(request: &str) -> Vec<String> {
     let Ok(pem) = base64::engine::general_purpose::STANDARD.decode(request) else { return Vec::new() };
     let Some(Ok(pem)) = x509_parser::pem::Pem::iter_from_buffer(&pem).next() else { return Vec::new() };
-    let Ok((_, csr)) = x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents) else {
+    let Ok((_, csr)) = x509_parser::certification_request::X509CertificationRequest::from_der(&pem.contents)
+    else {
         return Vec::new();
     };
     let subject = &csr.certification_request_info.subject;
@@ -132,10 +136,16 @@ mod tests {
         let pem = p.serialize_request(&key).unwrap().pem().unwrap();
         let ask = |signer: &str| {
             let spec = json!({"signerName": signer, "request": base64::engine::general_purpose::STANDARD.encode(&pem)});
-            test_create(GROUP, "certificatesigningrequests", "CertificateSigningRequest", json!({"metadata": {"name": "c"}, "spec": spec}))
+            test_create(
+                GROUP,
+                "certificatesigningrequests",
+                "CertificateSigningRequest",
+                json!({"metadata": {"name": "c"}, "spec": spec}),
+            )
         };
         let o = FakeObjects::default();
-        let e = SubjectRestriction.validate(&ask("kubernetes.io/kube-apiserver-client"), &o).await.unwrap_err();
+        let e =
+            SubjectRestriction.validate(&ask("kubernetes.io/kube-apiserver-client"), &o).await.unwrap_err();
         assert_eq!(
             e.message,
             "certificatesigningrequests.certificates.k8s.io \"c\" is forbidden: use of kubernetes.io/kube-apiserver-client signer with system:masters group is not allowed"

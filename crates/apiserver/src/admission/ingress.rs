@@ -29,7 +29,9 @@ impl Plugin for DefaultClass {
         defaults.retain(|c| entry(c, &["metadata", "annotations"], annotation) == Some("true"));
         match defaults.as_slice() {
             [] => {}
-            [one] => json::set(&mut r.object, &["spec", "ingressClassName"], str_at(one, &["metadata", "name"])),
+            [one] => {
+                json::set(&mut r.object, &["spec", "ingressClassName"], str_at(one, &["metadata", "name"]))
+            }
             many => {
                 let why = format!("{} default IngressClasses were found, only 1 allowed", many.len());
                 return Err(super::forbidden(r, Status::internal(why)));
@@ -49,9 +51,18 @@ mod tests {
     #[tokio::test]
     async fn gives_the_default_class() {
         let o = FakeObjects::default();
-        o.put("networking.k8s.io", "ingressclasses", json!({"metadata": {"name": "nginx",
-            "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}}}));
-        let mut r = test_create("networking.k8s.io", "ingresses", "Ingress", json!({"metadata": {"name": "i"}, "spec": {}}));
+        o.put(
+            "networking.k8s.io",
+            "ingressclasses",
+            json!({"metadata": {"name": "nginx",
+            "annotations": {"ingressclass.kubernetes.io/is-default-class": "true"}}}),
+        );
+        let mut r = test_create(
+            "networking.k8s.io",
+            "ingresses",
+            "Ingress",
+            json!({"metadata": {"name": "i"}, "spec": {}}),
+        );
         DefaultClass.admit(&mut r, &o).await.unwrap();
         assert_eq!(r.object["spec"]["ingressClassName"], "nginx");
     }

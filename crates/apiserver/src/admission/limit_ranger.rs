@@ -27,7 +27,8 @@ fn amounts(v: &Value) -> Amounts {
 
 fn ranges(r: &AdmissionRequest, objects: &dyn Objects) -> Vec<Arc<Value>> {
     let pod = is_about(r, "", "pods") && r.operation == Operation::Create;
-    let claim = is_about(r, "", "persistentvolumeclaims") && matches!(r.operation, Operation::Create | Operation::Update);
+    let claim = is_about(r, "", "persistentvolumeclaims")
+        && matches!(r.operation, Operation::Create | Operation::Update);
     if pod || claim { objects.list("", "limitranges", &r.namespace) } else { Vec::new() }
 }
 
@@ -69,9 +70,15 @@ impl Check<'_> {
         let t = self.type_;
         for (n, min) in amounts(get(item, &["min"])) {
             match (self.requests.get(&n), self.limits.get(&n)) {
-                (None, _) => out.push(format!("minimum {n} usage per {t} is {min}.  No request is specified")),
-                (Some(q), _) if *q < min => out.push(format!("minimum {n} usage per {t} is {min}, but request is {q}")),
-                (_, Some(l)) if *l < min => out.push(format!("minimum {n} usage per {t} is {min}, but limit is {l}")),
+                (None, _) => {
+                    out.push(format!("minimum {n} usage per {t} is {min}.  No request is specified"))
+                }
+                (Some(q), _) if *q < min => {
+                    out.push(format!("minimum {n} usage per {t} is {min}, but request is {q}"))
+                }
+                (_, Some(l)) if *l < min => {
+                    out.push(format!("minimum {n} usage per {t} is {min}, but limit is {l}"))
+                }
                 _ => {}
             }
         }
@@ -83,8 +90,12 @@ impl Check<'_> {
                 (_, None) if !self.claim => {
                     out.push(format!("maximum {n} usage per {t} is {max}.  No limit is specified"));
                 }
-                (_, Some(l)) if *l > max => out.push(format!("maximum {n} usage per {t} is {max}, but limit is {l}")),
-                (Some(q), _) if *q > max => out.push(format!("maximum {n} usage per {t} is {max}, but request is {q}")),
+                (_, Some(l)) if *l > max => {
+                    out.push(format!("maximum {n} usage per {t} is {max}, but limit is {l}"))
+                }
+                (Some(q), _) if *q > max => {
+                    out.push(format!("maximum {n} usage per {t} is {max}, but request is {q}"))
+                }
                 _ => {}
             }
         }
@@ -129,7 +140,8 @@ fn pod_faults(range: &Value, pod: &Value) -> Vec<String> {
         for c in list_at(spec, &["containers"]).iter().chain(list_at(spec, &["initContainers"])) {
             let (requests, limits) =
                 (amounts(get(c, &["resources", "requests"])), amounts(get(c, &["resources", "limits"])));
-            Check { type_: "Container", requests: &requests, limits: &limits, claim: false }.faults(item, &mut out);
+            Check { type_: "Container", requests: &requests, limits: &limits, claim: false }
+                .faults(item, &mut out);
         }
     }
     for item in of_type(range, "Pod") {
@@ -143,7 +155,12 @@ fn claim_faults(range: &Value, claim: &Value) -> Vec<String> {
     let mut out = Vec::new();
     let requests = amounts(get(claim, &["spec", "resources", "requests"]));
     for item in of_type(range, "PersistentVolumeClaim") {
-        let check = Check { type_: "PersistentVolumeClaim", requests: &requests, limits: &Amounts::new(), claim: true };
+        let check = Check {
+            type_: "PersistentVolumeClaim",
+            requests: &requests,
+            limits: &Amounts::new(),
+            claim: true,
+        };
         check.faults(item, &mut out);
     }
     out
@@ -176,7 +193,11 @@ impl Plugin for LimitRanger {
 
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         for range in ranges(r, objects) {
-            let mut faults = if r.resource == "pods" { pod_faults(&range, &r.object) } else { claim_faults(&range, &r.object) };
+            let mut faults = if r.resource == "pods" {
+                pod_faults(&range, &r.object)
+            } else {
+                claim_faults(&range, &r.object)
+            };
             faults.dedup();
             match faults.as_slice() {
                 [] => {}
@@ -197,7 +218,11 @@ mod tests {
 
     fn world(item: Value) -> FakeObjects {
         let o = FakeObjects::default();
-        o.put("", "limitranges", json!({"metadata": {"name": "lr", "namespace": "n"}, "spec": {"limits": [item]}}));
+        o.put(
+            "",
+            "limitranges",
+            json!({"metadata": {"name": "lr", "namespace": "n"}, "spec": {"limits": [item]}}),
+        );
         o
     }
 
@@ -208,7 +233,9 @@ mod tests {
 
     #[tokio::test]
     async fn sets_defaults_and_says_so() {
-        let o = world(json!({"type": "Container", "default": {"cpu": "500m", "memory": "1Gi"}, "defaultRequest": {"cpu": "100m"}}));
+        let o = world(
+            json!({"type": "Container", "default": {"cpu": "500m", "memory": "1Gi"}, "defaultRequest": {"cpu": "100m"}}),
+        );
         let mut r = pod(json!({"limits": {"memory": "2Gi"}}));
         LimitRanger.admit(&mut r, &o).await.unwrap();
         let c = &r.object["spec"]["containers"][0]["resources"];
@@ -221,7 +248,9 @@ mod tests {
 
     #[tokio::test]
     async fn refuses_what_is_out_of_bounds() {
-        let o = world(json!({"type": "Container", "max": {"cpu": "500m"}, "min": {"cpu": "100m"}, "maxLimitRequestRatio": {"cpu": "2"}}));
+        let o = world(
+            json!({"type": "Container", "max": {"cpu": "500m"}, "min": {"cpu": "100m"}, "maxLimitRequestRatio": {"cpu": "2"}}),
+        );
         let say = |resources: Value| {
             let o = &o;
             async move { LimitRanger.validate(&pod(resources), o).await.map_err(|e| e.message) }
@@ -234,7 +263,9 @@ mod tests {
         );
         assert_eq!(
             say(json!({"requests": {"cpu": "100m"}, "limits": {"cpu": "400m"}})).await,
-            Err(format!("{head}cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000"))
+            Err(format!(
+                "{head}cpu max limit to request ratio per Container is 2, but provided ratio is 4.000000"
+            ))
         );
         assert_eq!(
             say(json!({})).await,

@@ -104,7 +104,9 @@ fn enabled(release: Release, enable: &[String], disable: &[String]) -> Result<Ve
     let both: Vec<&String> = enable.iter().filter(|n| disable.contains(n)).collect();
     if !both.is_empty() {
         let names = both.iter().map(|s| s.as_str()).collect::<Vec<_>>().join(" ");
-        return Err(format!("[{names}] in enable-admission-plugins and disable-admission-plugins overlapped"));
+        return Err(format!(
+            "[{names}] in enable-admission-plugins and disable-admission-plugins overlapped"
+        ));
     }
     Ok(PLUGINS
         .iter()
@@ -136,7 +138,10 @@ pub fn build(
     }
     // Not switched by a flag: Kubernetes' registry does these checks. After all changes, before validation.
     if config.authorization_modes.iter().any(|m| m == "RBAC") {
-        out.push(Arc::new(Escalation { rbac: Arc::new(Rbac::new(objects.clone())), authorizer: authorizer.clone() }));
+        out.push(Arc::new(Escalation {
+            rbac: Arc::new(Rbac::new(objects.clone())),
+            authorizer: authorizer.clone(),
+        }));
     }
     // Charges for the object, so it must be the last to have a say.
     out.extend(quota);
@@ -185,7 +190,7 @@ fn make(
         "DefaultIngressClass" => Arc::new(ingress::DefaultClass),
         "MutatingAdmissionWebhook" => Arc::new(webhook::Mutating(hooks.clone())),
         "ValidatingAdmissionWebhook" => Arc::new(webhook::Validating(hooks.clone())),
-        "ResourceQuota" => Arc::new(resource_quota::ResourceQuota::default()),
+        "ResourceQuota" => Arc::new(resource_quota::ResourceQuota),
         _ => return Ok(None),
     }))
 }
@@ -277,11 +282,23 @@ mod tests {
         assert_eq!(
             on,
             [
-                "NamespaceLifecycle", "LimitRanger", "NodeRestriction", "TaintNodesByCondition", "Priority",
-                "DefaultTolerationSeconds", "DefaultStorageClass", "StorageObjectInUseProtection",
-                "PersistentVolumeClaimResize", "RuntimeClass", "CertificateApproval", "CertificateSigning",
-                "CertificateSubjectRestriction", "DefaultIngressClass", "MutatingAdmissionWebhook",
-                "ValidatingAdmissionWebhook", "ResourceQuota"
+                "NamespaceLifecycle",
+                "LimitRanger",
+                "NodeRestriction",
+                "TaintNodesByCondition",
+                "Priority",
+                "DefaultTolerationSeconds",
+                "DefaultStorageClass",
+                "StorageObjectInUseProtection",
+                "PersistentVolumeClaimResize",
+                "RuntimeClass",
+                "CertificateApproval",
+                "CertificateSigning",
+                "CertificateSubjectRestriction",
+                "DefaultIngressClass",
+                "MutatingAdmissionWebhook",
+                "ValidatingAdmissionWebhook",
+                "ResourceQuota"
             ]
         );
         assert!(enabled(NEWEST, &[], &[]).unwrap().contains(&"PodSecurity"));
@@ -302,7 +319,10 @@ mod tests {
     fn names_what_is_refused() {
         let r = |o: Value| forbidden(&test_create("", "pods", "Pod", o), "no").message;
         assert_eq!(r(serde_json::json!({"metadata": {"name": "x"}})), "pods \"x\" is forbidden: no");
-        assert_eq!(r(serde_json::json!({"metadata": {"generateName": "x-"}})), "pods \"x-\" is forbidden: no");
+        assert_eq!(
+            r(serde_json::json!({"metadata": {"generateName": "x-"}})),
+            "pods \"x-\" is forbidden: no"
+        );
         assert_eq!(r(Value::Null), "pods \"Unknown\" is forbidden: no");
     }
 }

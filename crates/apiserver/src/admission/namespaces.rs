@@ -29,7 +29,11 @@ impl Plugin for Lifecycle {
             return Ok(());
         }
         let review = r.group == "authorization.k8s.io" && r.resource == "localsubjectaccessreviews";
-        if r.namespace.is_empty() || r.group.is_empty() && r.resource == "namespaces" || r.operation == Operation::Delete || review {
+        if r.namespace.is_empty()
+            || r.group.is_empty() && r.resource == "namespaces"
+            || r.operation == Operation::Delete
+            || review
+        {
             return Ok(());
         }
         // The cache may not have a namespace yet that was made a moment ago.
@@ -60,7 +64,10 @@ impl Plugin for Exists {
     }
 
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
-        if r.namespace.is_empty() || r.resource == "namespaces" || objects.get("", "namespaces", "", &r.namespace).is_some() {
+        if r.namespace.is_empty()
+            || r.resource == "namespaces"
+            || objects.get("", "namespaces", "", &r.namespace).is_some()
+        {
             return Ok(());
         }
         objects.get_latest("", "namespaces", "", &r.namespace).await.map(drop)
@@ -77,7 +84,10 @@ impl Plugin for AutoProvision {
     }
 
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
-        let skip = r.dry_run || r.namespace.is_empty() || r.operation != Operation::Create || r.resource == "namespaces";
+        let skip = r.dry_run
+            || r.namespace.is_empty()
+            || r.operation != Operation::Create
+            || r.resource == "namespaces";
         if skip || objects.get("", "namespaces", "", &r.namespace).is_some() {
             return Ok(());
         }
@@ -100,7 +110,9 @@ mod tests {
         let o = FakeObjects::default();
         o.put("", "namespaces", json!({"metadata": {"name": "a"}, "status": {"phase": "Active"}}));
         o.put("", "namespaces", json!({"metadata": {"name": "t"}, "status": {"phase": "Terminating"}}));
-        let cm = |ns: &str| test_create("", "configmaps", "ConfigMap", json!({"metadata": {"name": "b", "namespace": ns}}));
+        let cm = |ns: &str| {
+            test_create("", "configmaps", "ConfigMap", json!({"metadata": {"name": "b", "namespace": ns}}))
+        };
         Lifecycle.admit(&mut cm("a"), &o).await.unwrap();
         let e = Lifecycle.admit(&mut cm("gone"), &o).await.unwrap_err();
         assert_eq!((e.code, e.message.as_str()), (404, "namespaces \"gone\" not found"));

@@ -49,7 +49,9 @@ fn is_restricted(label: &str) -> bool {
 
 fn is_kubelet_label(label: &str) -> bool {
     let domain = label_domain(label);
-    KUBELET_LABELS.contains(&label) || within(domain, "kubelet.kubernetes.io") || within(domain, "node.kubernetes.io")
+    KUBELET_LABELS.contains(&label)
+        || within(domain, "kubelet.kubernetes.io")
+        || within(domain, "node.kubernetes.io")
 }
 
 fn is_kubernetes_label(label: &str) -> bool {
@@ -76,12 +78,15 @@ impl NodeRestriction {
         match r.operation {
             Operation::Create => Self::create_pod(node, r, objects),
             Operation::Delete => match same(objects, r, node) {
-                Some(false) => Err(format!("node {node:?} can only delete pods with spec.nodeName set to itself")),
+                Some(false) => {
+                    Err(format!("node {node:?} can only delete pods with spec.nodeName set to itself"))
+                }
                 _ => Ok(()),
             },
-            other => {
-                Err(format!("unexpected operation {:?}, node {node:?} can only create and delete mirror pods", name(other)))
-            }
+            other => Err(format!(
+                "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
+                name(other)
+            )),
         }
     }
 
@@ -97,22 +102,35 @@ impl NodeRestriction {
         }
         let owners = list_at(pod, &["metadata", "ownerReferences"]);
         if owners.len() > 1 {
-            return Err(format!("node {node:?} can only create pods with a single owner reference set to itself"));
+            return Err(format!(
+                "node {node:?} can only create pods with a single owner reference set to itself"
+            ));
         }
         if let Some(o) = owners.first() {
-            let is_self = str_at(o, &["apiVersion"]) == "v1" && str_at(o, &["kind"]) == "Node" && str_at(o, &["name"]) == node;
+            let is_self = str_at(o, &["apiVersion"]) == "v1"
+                && str_at(o, &["kind"]) == "Node"
+                && str_at(o, &["name"]) == node;
             if !is_self {
-                return Err(format!("node {node:?} can only create pods with an owner reference set to itself"));
+                return Err(format!(
+                    "node {node:?} can only create pods with an owner reference set to itself"
+                ));
             }
             if !bool_at(o, &["controller"]) {
-                return Err(format!("node {node:?} can only create pods with a controller owner reference set to itself"));
+                return Err(format!(
+                    "node {node:?} can only create pods with a controller owner reference set to itself"
+                ));
             }
             if bool_at(o, &["blockOwnerDeletion"]) {
                 return Err(format!("node {node:?} must not set blockOwnerDeletion on an owner reference"));
             }
-            let uid = objects.get("", "nodes", "", node).map(|n| str_at(&n, &["metadata", "uid"]).to_string());
+            let uid =
+                objects.get("", "nodes", "", node).map(|n| str_at(&n, &["metadata", "uid"]).to_string());
             if uid.as_deref().is_some_and(|uid| uid != str_at(o, &["uid"])) {
-                return Err(format!("node {node:?} UID mismatch: expected {} got {}", uid.unwrap_or_default(), str_at(o, &["uid"])));
+                return Err(format!(
+                    "node {node:?} UID mismatch: expected {} got {}",
+                    uid.unwrap_or_default(),
+                    str_at(o, &["uid"])
+                ));
             }
         }
         let cannot = |what: &str| Err(format!("node {node:?} can not create pods that reference {what}"));
@@ -133,10 +151,15 @@ impl NodeRestriction {
 
     fn pod_status(node: &str, r: &AdmissionRequest) -> Verdict {
         if r.operation != Operation::Update {
-            return Err(format!("unexpected operation {:?}, node {node:?} can only update pod status", name(r.operation)));
+            return Err(format!(
+                "unexpected operation {:?}, node {node:?} can only update pod status",
+                name(r.operation)
+            ));
         }
         if str_at(&r.old_object, &["spec", "nodeName"]) != node {
-            return Err(format!("node {node:?} can only update pod status for pods with spec.nodeName set to itself"));
+            return Err(format!(
+                "node {node:?} can only update pod status for pods with spec.nodeName set to itself"
+            ));
         }
         if !changed_labels(&r.object, &r.old_object).is_empty() {
             return Err(format!("node {node:?} cannot update labels through pod status"));
@@ -159,12 +182,19 @@ impl NodeRestriction {
         let config = ["spec", "configSource"];
         if r.operation == Operation::Create {
             if has(&r.object, &config) {
-                return Err(format!("node {node:?} is not allowed to create pods with a non-nil configSource"));
+                return Err(format!(
+                    "node {node:?} is not allowed to create pods with a non-nil configSource"
+                ));
             }
-            let forbidden: Vec<&str> =
-                strings_at(&r.object, &["metadata", "labels"]).map(|(k, _)| k).filter(|k| is_restricted(k)).collect();
+            let forbidden: Vec<&str> = strings_at(&r.object, &["metadata", "labels"])
+                .map(|(k, _)| k)
+                .filter(|k| is_restricted(k))
+                .collect();
             if !forbidden.is_empty() {
-                return Err(format!("node {node:?} is not allowed to set the following labels: {}", forbidden.join(", ")));
+                return Err(format!(
+                    "node {node:?} is not allowed to set the following labels: {}",
+                    forbidden.join(", ")
+                ));
             }
         }
         if requested != node {
@@ -174,7 +204,9 @@ impl NodeRestriction {
             return Ok(());
         }
         if has(&r.object, &config) && get(&r.object, &config) != get(&r.old_object, &config) {
-            return Err(format!("node {node:?} is not allowed to update configSource to a new non-nil configSource"));
+            return Err(format!(
+                "node {node:?} is not allowed to update configSource to a new non-nil configSource"
+            ));
         }
         let changed = |path: &[&str]| get(&r.object, path) != get(&r.old_object, path);
         if changed(&["spec", "taints"]) {
@@ -237,13 +269,20 @@ impl NodeRestriction {
         }
         let strip = |v: &Value| {
             let mut v = v.clone();
-            for path in [&["status", "capacity"][..], &["status", "conditions"], &["metadata", "managedFields"], &["metadata", "resourceVersion"]] {
+            for path in [
+                &["status", "capacity"][..],
+                &["status", "conditions"],
+                &["metadata", "managedFields"],
+                &["metadata", "resourceVersion"],
+            ] {
                 crate::json::remove(&mut v, path);
             }
             v
         };
         if strip(&r.object) != strip(&r.old_object) {
-            return Err(format!("node {node:?} is not allowed to update fields other than status.capacity and status.conditions"));
+            return Err(format!(
+                "node {node:?} is not allowed to update fields other than status.capacity and status.conditions"
+            ));
         }
         Ok(())
     }
@@ -299,13 +338,21 @@ mod tests {
     use serde_json::json;
 
     fn by_node(mut r: AdmissionRequest) -> AdmissionRequest {
-        r.user = UserInfo { name: "system:node:n1".into(), groups: vec!["system:nodes".into()], ..Default::default() };
+        r.user = UserInfo {
+            name: "system:node:n1".into(),
+            groups: vec!["system:nodes".into()],
+            ..Default::default()
+        };
         r
     }
 
     async fn ask(mut r: AdmissionRequest) -> Result<(), String> {
         let o = FakeObjects::default();
-        o.put("", "pods", json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"nodeName": "n2"}}));
+        o.put(
+            "",
+            "pods",
+            json!({"metadata": {"name": "p", "namespace": "a", "uid": "u"}, "spec": {"nodeName": "n2"}}),
+        );
         NodeRestriction { newest: false }.admit(&mut r, &o).await.map_err(|e| e.message)
     }
 
@@ -314,9 +361,16 @@ mod tests {
         let mirror = json!({"metadata": {"name": "m", "annotations": {"kubernetes.io/config.mirror": "x"}}, "spec": {"nodeName": "n1"}});
         assert_eq!(ask(by_node(test_create("", "pods", "Pod", mirror))).await, Ok(()));
         let plain = json!({"metadata": {"name": "m"}, "spec": {"nodeName": "n1"}});
-        assert!(ask(by_node(test_create("", "pods", "Pod", plain.clone()))).await.unwrap_err().contains("can only create mirror pods"));
+        assert!(
+            ask(by_node(test_create("", "pods", "Pod", plain.clone())))
+                .await
+                .unwrap_err()
+                .contains("can only create mirror pods")
+        );
         assert_eq!(ask(test_create("", "pods", "Pod", plain)).await, Ok(()));
-        let node = |n: &str, labels: Value| by_node(test_create("", "nodes", "Node", json!({"metadata": {"name": n, "labels": labels}})));
+        let node = |n: &str, labels: Value| {
+            by_node(test_create("", "nodes", "Node", json!({"metadata": {"name": n, "labels": labels}})))
+        };
         assert_eq!(ask(node("n1", json!({"kubernetes.io/hostname": "n1"}))).await, Ok(()));
         assert_eq!(
             ask(node("n2", json!({}))).await.unwrap_err(),
@@ -336,9 +390,21 @@ mod tests {
         let node = |extra: Value, taints: Value| json!({"metadata": {"name": "n1", "labels": extra}, "spec": {"taints": taints}});
         let old = node(json!({}), json!([]));
         assert_eq!(ask(update(old.clone(), node(json!({"example.com/a": "b"}), json!([])))).await, Ok(()));
-        assert_eq!(ask(update(old.clone(), node(json!({"node.kubernetes.io/a": "b"}), json!([])))).await, Ok(()));
-        assert!(ask(update(old.clone(), node(json!({"node-role.kubernetes.io/master": ""}), json!([])))).await.is_err());
-        assert!(ask(update(old.clone(), node(json!({}), json!([{"key": "x"}])))).await.unwrap_err().contains("taints"));
+        assert_eq!(
+            ask(update(old.clone(), node(json!({"node.kubernetes.io/a": "b"}), json!([])))).await,
+            Ok(())
+        );
+        assert!(
+            ask(update(old.clone(), node(json!({"node-role.kubernetes.io/master": ""}), json!([]))))
+                .await
+                .is_err()
+        );
+        assert!(
+            ask(update(old.clone(), node(json!({}), json!([{"key": "x"}]))))
+                .await
+                .unwrap_err()
+                .contains("taints")
+        );
     }
 
     #[tokio::test]
@@ -346,7 +412,8 @@ mod tests {
         let mut r = by_node(test_create("", "serviceaccounts", "TokenRequest", json!({"spec": {}})));
         (r.subresource, r.namespace) = ("token".into(), "a".into());
         assert!(ask(r.clone()).await.unwrap_err().contains("not bound to a pod"));
-        r.object["spec"]["boundObjectRef"] = json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"});
+        r.object["spec"]["boundObjectRef"] =
+            json!({"apiVersion": "v1", "kind": "Pod", "name": "p", "uid": "u"});
         assert!(ask(r).await.unwrap_err().contains("scheduled on a different node"));
     }
 }

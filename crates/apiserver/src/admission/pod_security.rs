@@ -15,8 +15,19 @@ pub struct PodSecurity;
 
 /// Capabilities that any pod may add.
 const BASELINE_CAPABILITIES: &[&str] = &[
-    "AUDIT_WRITE", "CHOWN", "DAC_OVERRIDE", "FOWNER", "FSETID", "KILL", "MKNOD", "NET_BIND_SERVICE", "SETFCAP",
-    "SETGID", "SETPCAP", "SETUID", "SYS_CHROOT",
+    "AUDIT_WRITE",
+    "CHOWN",
+    "DAC_OVERRIDE",
+    "FOWNER",
+    "FSETID",
+    "KILL",
+    "MKNOD",
+    "NET_BIND_SERVICE",
+    "SETFCAP",
+    "SETGID",
+    "SETPCAP",
+    "SETUID",
+    "SYS_CHROOT",
 ];
 const SAFE_SYSCTLS: &[&str] = &[
     "kernel.shm_rmid_forced",
@@ -30,13 +41,23 @@ const SAFE_SYSCTLS: &[&str] = &[
     "net.ipv4.tcp_keepalive_intvl",
     "net.ipv4.tcp_keepalive_probes",
 ];
-const RESTRICTED_VOLUMES: &[&str] =
-    &["configMap", "csi", "downwardAPI", "emptyDir", "ephemeral", "persistentVolumeClaim", "projected", "secret"];
+const RESTRICTED_VOLUMES: &[&str] = &[
+    "configMap",
+    "csi",
+    "downwardAPI",
+    "emptyDir",
+    "ephemeral",
+    "persistentVolumeClaim",
+    "projected",
+    "secret",
+];
 
 /// The names of the containers that a check is not content with, quoted.
 fn culprits(spec: &Value, bad: impl Fn(&Value) -> bool) -> Option<String> {
-    let names: Vec<String> =
-        containers(spec).filter(|(_, c)| bad(c)).map(|(_, c)| format!("{:?}", str_at(c, &["name"]))).collect();
+    let names: Vec<String> = containers(spec)
+        .filter(|(_, c)| bad(c))
+        .map(|(_, c)| format!("{:?}", str_at(c, &["name"])))
+        .collect();
     match names.as_slice() {
         [] => None,
         [one] => Some(format!("container {one}")),
@@ -64,7 +85,9 @@ fn baseline(pod: &Value) -> Vec<String> {
         out.push(format!("privileged ({who} must not set securityContext.privileged=true)"));
     }
     let adds = |c: &Value| texts(security(c, "capabilities"), &["add"]);
-    if let Some(who) = culprits(spec, |c| adds(c).iter().any(|a| !BASELINE_CAPABILITIES.contains(&a.as_str()))) {
+    if let Some(who) =
+        culprits(spec, |c| adds(c).iter().any(|a| !BASELINE_CAPABILITIES.contains(&a.as_str())))
+    {
         out.push(format!("non-default capabilities ({who} must not include disallowed capabilities in securityContext.capabilities.add)"));
     }
     let paths: Vec<String> = list_at(spec, &["volumes"])
@@ -76,19 +99,27 @@ fn baseline(pod: &Value) -> Vec<String> {
         let word = if paths.len() == 1 { "volume" } else { "volumes" };
         out.push(format!("hostPath volumes ({word} {})", paths.join(", ")));
     }
-    let host_port = |c: &Value| list_at(c, &["ports"]).iter().any(|p| i64_at(p, &["hostPort"]).unwrap_or(0) != 0);
+    let host_port =
+        |c: &Value| list_at(c, &["ports"]).iter().any(|p| i64_at(p, &["hostPort"]).unwrap_or(0) != 0);
     if let Some(who) = culprits(spec, host_port) {
         out.push(format!("hostPort ({who} uses hostPorts)"));
     }
-    if let Some(who) = culprits(spec, |c| !matches!(security(c, "procMount").as_str(), None | Some("Default"))) {
+    if let Some(who) =
+        culprits(spec, |c| !matches!(security(c, "procMount").as_str(), None | Some("Default")))
+    {
         out.push(format!("procMount ({who} must not set securityContext.procMount)"));
     }
     let unconfined = |v: &Value| str_at(v, &["seccompProfile", "type"]) == "Unconfined";
-    if unconfined(get(spec, &["securityContext"])) || culprits(spec, |c| unconfined(get(c, &["securityContext"]))).is_some() {
-        out.push("seccompProfile (must not set securityContext.seccompProfile.type to \"Unconfined\")".into());
+    if unconfined(get(spec, &["securityContext"]))
+        || culprits(spec, |c| unconfined(get(c, &["securityContext"]))).is_some()
+    {
+        out.push(
+            "seccompProfile (must not set securityContext.seccompProfile.type to \"Unconfined\")".into(),
+        );
     }
     let sysctls = list_at(spec, &["securityContext", "sysctls"]);
-    let unsafe_ones: Vec<&str> = sysctls.iter().map(|s| str_at(s, &["name"])).filter(|n| !SAFE_SYSCTLS.contains(n)).collect();
+    let unsafe_ones: Vec<&str> =
+        sysctls.iter().map(|s| str_at(s, &["name"])).filter(|n| !SAFE_SYSCTLS.contains(n)).collect();
     if !unsafe_ones.is_empty() {
         out.push(format!("forbidden sysctls ({})", unsafe_ones.join(", ")));
     }
@@ -109,12 +140,15 @@ fn restricted(pod: &Value) -> Vec<String> {
             || texts(capabilities, &["add"]).iter().any(|a| a != "NET_BIND_SERVICE")
     };
     if let Some(who) = culprits(spec, keeps) {
-        out.push(format!("unrestricted capabilities ({who} must set securityContext.capabilities.drop=[\"ALL\"])"));
+        out.push(format!(
+            "unrestricted capabilities ({who} must set securityContext.capabilities.drop=[\"ALL\"])"
+        ));
     }
     let volumes: Vec<String> = list_at(spec, &["volumes"])
         .iter()
         .filter(|v| {
-            v.as_object().is_some_and(|m| m.keys().any(|k| k != "name" && !RESTRICTED_VOLUMES.contains(&k.as_str())))
+            v.as_object()
+                .is_some_and(|m| m.keys().any(|k| k != "name" && !RESTRICTED_VOLUMES.contains(&k.as_str())))
         })
         .map(|v| format!("{:?}", str_at(v, &["name"])))
         .collect();
@@ -122,15 +156,19 @@ fn restricted(pod: &Value) -> Vec<String> {
         out.push(format!("restricted volume types ({})", volumes.join(", ")));
     }
     let all_non_root = get(pod_security, &["runAsNonRoot"]).as_bool();
-    if let Some(who) = culprits(spec, |c| security(c, "runAsNonRoot").as_bool().or(all_non_root) != Some(true)) {
+    if let Some(who) =
+        culprits(spec, |c| security(c, "runAsNonRoot").as_bool().or(all_non_root) != Some(true))
+    {
         out.push(format!("runAsNonRoot != true (pod or {who} must set securityContext.runAsNonRoot=true)"));
     }
     let root = |v: &Value| i64_at(v, &["runAsUser"]) == Some(0);
     if root(pod_security) || culprits(spec, |c| root(get(c, &["securityContext"]))).is_some() {
         out.push("runAsUser=0 (must not set runAsUser=0)".into());
     }
-    let confined = |v: &Value| matches!(str_at(v, &["seccompProfile", "type"]), "RuntimeDefault" | "Localhost");
-    if let Some(who) = culprits(spec, |c| !confined(get(c, &["securityContext"])) && !confined(pod_security)) {
+    let confined =
+        |v: &Value| matches!(str_at(v, &["seccompProfile", "type"]), "RuntimeDefault" | "Localhost");
+    if let Some(who) = culprits(spec, |c| !confined(get(c, &["securityContext"])) && !confined(pod_security))
+    {
         out.push(format!(
             "seccompProfile (pod or {who} must set securityContext.seccompProfile.type to \"RuntimeDefault\" or \"Localhost\")"
         ));
@@ -145,13 +183,15 @@ impl Plugin for PodSecurity {
     }
 
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
-        let checked = (is_about(r, "", "pods") || (r.resource == "pods" && r.subresource == "ephemeralcontainers"))
+        let checked = (is_about(r, "", "pods")
+            || (r.resource == "pods" && r.subresource == "ephemeralcontainers"))
             && matches!(r.operation, Operation::Create | Operation::Update);
         if !checked {
             return Ok(());
         }
         let Some(namespace) = objects.get("", "namespaces", "", &r.namespace) else { return Ok(()) };
-        let label = |l: &str| entry(&namespace, &["metadata", "labels"], &format!("pod-security.kubernetes.io/{l}"));
+        let label =
+            |l: &str| entry(&namespace, &["metadata", "labels"], &format!("pod-security.kubernetes.io/{l}"));
         let level = label("enforce").unwrap_or("privileged");
         let faults = match level {
             "baseline" => baseline(&r.object),
@@ -181,10 +221,18 @@ mod tests {
     async fn enforces_what_the_namespace_says() {
         let o = FakeObjects::default();
         let put = |level: &str| {
-            o.put("", "namespaces", json!({"metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/enforce": level}}}));
+            o.put(
+                "",
+                "namespaces",
+                json!({"metadata": {"name": "n", "labels": {"pod-security.kubernetes.io/enforce": level}}}),
+            );
         };
-        let pod = |spec: Value| test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}));
-        let bad = pod(json!({"hostNetwork": true, "containers": [{"name": "c", "securityContext": {"privileged": true}}]}));
+        let pod = |spec: Value| {
+            test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}))
+        };
+        let bad = pod(
+            json!({"hostNetwork": true, "containers": [{"name": "c", "securityContext": {"privileged": true}}]}),
+        );
         o.put("", "namespaces", json!({"metadata": {"name": "n"}}));
         PodSecurity.validate(&bad, &o).await.unwrap();
         put("baseline");
@@ -197,8 +245,10 @@ mod tests {
         PodSecurity.validate(&plain, &o).await.unwrap();
         put("restricted");
         assert!(PodSecurity.validate(&plain, &o).await.is_err());
-        let tight = pod(json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
-            "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}));
+        let tight = pod(
+            json!({"securityContext": {"runAsNonRoot": true, "seccompProfile": {"type": "RuntimeDefault"}},
+            "containers": [{"name": "c", "securityContext": {"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}}}]}),
+        );
         PodSecurity.validate(&tight, &o).await.unwrap();
     }
 }

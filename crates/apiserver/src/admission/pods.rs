@@ -74,9 +74,12 @@ impl Plugin for HardAntiAffinity {
         for term in list_at(&r.object, &path) {
             let key = str_at(term, &["topologyKey"]);
             if key != hostname {
-                return Err(super::forbidden(r, format!(
-                    "affinity.PodAntiAffinity.RequiredDuringScheduling has TopologyKey {key} but only key {hostname} is allowed"
-                )));
+                return Err(super::forbidden(
+                    r,
+                    format!(
+                        "affinity.PodAntiAffinity.RequiredDuringScheduling has TopologyKey {key} but only key {hostname} is allowed"
+                    ),
+                ));
             }
         }
         Ok(())
@@ -99,7 +102,9 @@ impl Plugin for NodeSelector {
             return Ok(());
         }
         let Some(namespace) = objects.get("", "namespaces", "", &r.namespace) else { return Ok(()) };
-        let Some(selector) = entry(&namespace, &["metadata", "annotations"], NAMESPACE_SELECTOR) else { return Ok(()) };
+        let Some(selector) = entry(&namespace, &["metadata", "annotations"], NAMESPACE_SELECTOR) else {
+            return Ok(());
+        };
         for pair in selector.split(',').map(str::trim).filter(|p| !p.is_empty()) {
             let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
             let (key, value) = (key.trim(), value.trim());
@@ -199,13 +204,20 @@ mod tests {
         let o = FakeObjects::default();
         let mut node = test_create("", "nodes", "Node", json!({"metadata": {"name": "x"}}));
         TaintNodes.admit(&mut node, &o).await.unwrap();
-        assert_eq!(node.object["spec"]["taints"], json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}]));
+        assert_eq!(
+            node.object["spec"]["taints"],
+            json!([{"key": "node.kubernetes.io/not-ready", "effect": "NoSchedule"}])
+        );
 
         let mut r = pod(json!({"containers": [{"imagePullPolicy": "Never"}], "initContainers": [{}]}));
         AlwaysPullImages.admit(&mut r, &o).await.unwrap();
         assert_eq!(r.object["spec"]["initContainers"][0]["imagePullPolicy"], "Always");
 
-        o.put("", "namespaces", json!({"metadata": {"name": "n", "annotations": {NAMESPACE_SELECTOR: "a=b, c = d"}}}));
+        o.put(
+            "",
+            "namespaces",
+            json!({"metadata": {"name": "n", "annotations": {NAMESPACE_SELECTOR: "a=b, c = d"}}}),
+        );
         let mut r = pod(json!({"nodeSelector": {"x": "y"}}));
         NodeSelector.admit(&mut r, &o).await.unwrap();
         assert_eq!(r.object["spec"]["nodeSelector"], json!({"x": "y", "a": "b", "c": "d"}));

@@ -24,23 +24,33 @@ fn default_class(objects: &dyn Objects) -> Option<Arc<Value>> {
 impl Priority {
     fn pod(r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let name = str_at(&r.object, &["spec", "priorityClassName"]).to_string();
-        let class = if name.is_empty() {
-            let class = default_class(objects);
-            if let Some(class) = &class {
-                json::set(&mut r.object, &["spec", "priorityClassName"], str_at(class, &["metadata", "name"]));
-            }
-            class
-        } else {
-            let class = objects.get(GROUP, "priorityclasses", "", &name);
-            Some(class.ok_or_else(|| super::forbidden(r, format!("no PriorityClass with name {name} was found")))?)
-        };
+        let class =
+            if name.is_empty() {
+                let class = default_class(objects);
+                if let Some(class) = &class {
+                    json::set(
+                        &mut r.object,
+                        &["spec", "priorityClassName"],
+                        str_at(class, &["metadata", "name"]),
+                    );
+                }
+                class
+            } else {
+                let class = objects.get(GROUP, "priorityclasses", "", &name);
+                Some(class.ok_or_else(|| {
+                    super::forbidden(r, format!("no PriorityClass with name {name} was found"))
+                })?)
+            };
         let priority = class.as_ref().map_or(0, |c| get_i64(c, &["value"]));
         if let Some(given) = i64_at(&r.object, &["spec", "priority"])
             && given != priority
         {
-            return Err(super::forbidden(r, format!(
-                "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
-            )));
+            return Err(super::forbidden(
+                r,
+                format!(
+                    "the integer value of priority ({given}) must not be provided in pod spec; priority admission controller computed {priority} from the given PriorityClass name"
+                ),
+            ));
         }
         json::set(&mut r.object, &["spec", "priority"], priority);
         let policy = class.as_ref().map_or("PreemptLowerPriority", |c| str_at(c, &["preemptionPolicy"]));
@@ -49,9 +59,12 @@ impl Priority {
         }
         let given = str_at(&r.object, &["spec", "preemptionPolicy"]);
         if !given.is_empty() && given != policy {
-            return Err(super::forbidden(r, format!(
-                "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
-            )));
+            return Err(super::forbidden(
+                r,
+                format!(
+                    "the string value of PreemptionPolicy ({given}) must not be provided in pod spec; priority admission controller computed {policy} from the given PriorityClass name"
+                ),
+            ));
         }
         json::set(&mut r.object, &["spec", "preemptionPolicy"], policy);
         Ok(())
@@ -106,19 +119,36 @@ mod tests {
     #[tokio::test]
     async fn computes_priorities() {
         let o = FakeObjects::default();
-        let pod = |spec: Value| test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}));
+        let pod = |spec: Value| {
+            test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}))
+        };
         let mut r = pod(json!({}));
         Priority.admit(&mut r, &o).await.unwrap();
         assert_eq!(r.object["spec"], json!({"priority": 0, "preemptionPolicy": "PreemptLowerPriority"}));
         o.put(GROUP, "priorityclasses", json!({"metadata": {"name": "high"}, "value": 7, "preemptionPolicy": "Never", "globalDefault": true}));
         let mut r = pod(json!({}));
         Priority.admit(&mut r, &o).await.unwrap();
-        assert_eq!(r.object["spec"], json!({"priority": 7, "preemptionPolicy": "Never", "priorityClassName": "high"}));
+        assert_eq!(
+            r.object["spec"],
+            json!({"priority": 7, "preemptionPolicy": "Never", "priorityClassName": "high"})
+        );
         let e = Priority.admit(&mut pod(json!({"priorityClassName": "none"})), &o).await.unwrap_err();
         assert_eq!(e.message, "pods \"p\" is forbidden: no PriorityClass with name none was found");
         let e = Priority.admit(&mut pod(json!({"priority": 3})), &o).await.unwrap_err();
         assert!(e.message.contains("the integer value of priority (3)"));
-        let class = test_create(GROUP, "priorityclasses", "PriorityClass", json!({"metadata": {"name": "b"}, "globalDefault": true}));
-        assert!(Priority.validate(&class, &o).await.unwrap_err().message.contains("PriorityClass high is already marked"));
+        let class = test_create(
+            GROUP,
+            "priorityclasses",
+            "PriorityClass",
+            json!({"metadata": {"name": "b"}, "globalDefault": true}),
+        );
+        assert!(
+            Priority
+                .validate(&class, &o)
+                .await
+                .unwrap_err()
+                .message
+                .contains("PriorityClass high is already marked")
+        );
     }
 }

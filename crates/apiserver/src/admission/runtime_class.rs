@@ -24,7 +24,9 @@ async fn class(r: &AdmissionRequest, objects: &dyn Objects) -> Result<Option<Arc
     }
     match objects.get_latest("node.k8s.io", "runtimeclasses", "", name).await {
         Ok(found) => Ok(Some(found)),
-        Err(e) if e.code == 404 => Err(super::forbidden(r, format!("pod rejected: RuntimeClass {name:?} not found"))),
+        Err(e) if e.code == 404 => {
+            Err(super::forbidden(r, format!("pod rejected: RuntimeClass {name:?} not found")))
+        }
         Err(e) => Err(e),
     }
 }
@@ -53,9 +55,12 @@ impl Plugin for RuntimeClass {
         for (k, v) in selector {
             match json::entry(&r.object, &["spec", "nodeSelector"], k) {
                 Some(given) if given != v => {
-                    return Err(super::forbidden(r, format!(
-                        "conflict: runtimeClass.scheduling.nodeSelector[{k}] = {v}; pod.spec.nodeSelector[{k}] = {given}"
-                    )));
+                    return Err(super::forbidden(
+                        r,
+                        format!(
+                            "conflict: runtimeClass.scheduling.nodeSelector[{k}] = {v}; pod.spec.nodeSelector[{k}] = {given}"
+                        ),
+                    ));
                 }
                 Some(_) => {}
                 None => json::set(&mut r.object, &["spec", "nodeSelector", k], v),
@@ -82,7 +87,10 @@ impl Plugin for RuntimeClass {
             return Err(super::forbidden(r, why));
         }
         if !defined.is_null() && given != defined {
-            return Err(super::forbidden(r, "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead"));
+            return Err(super::forbidden(
+                r,
+                "pod rejected: Pod's Overhead doesn't match RuntimeClass's defined Overhead",
+            ));
         }
         Ok(())
     }
@@ -98,9 +106,14 @@ mod tests {
     #[tokio::test]
     async fn applies_the_class() {
         let o = FakeObjects::default();
-        o.put("node.k8s.io", "runtimeclasses", json!({"metadata": {"name": "kata"}, "handler": "kata",
-            "overhead": {"podFixed": {"memory": "120Mi"}}, "scheduling": {"nodeSelector": {"kata": "yes"}}}));
-        let pod = |spec: Value| test_create("", "pods", "Pod", json!({"metadata": {"name": "p"}, "spec": spec}));
+        o.put(
+            "node.k8s.io",
+            "runtimeclasses",
+            json!({"metadata": {"name": "kata"}, "handler": "kata",
+            "overhead": {"podFixed": {"memory": "120Mi"}}, "scheduling": {"nodeSelector": {"kata": "yes"}}}),
+        );
+        let pod =
+            |spec: Value| test_create("", "pods", "Pod", json!({"metadata": {"name": "p"}, "spec": spec}));
         let mut r = pod(json!({"runtimeClassName": "kata"}));
         RuntimeClass.admit(&mut r, &o).await.unwrap();
         assert_eq!(r.object["spec"]["overhead"], json!({"memory": "120Mi"}));

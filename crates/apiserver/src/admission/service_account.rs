@@ -49,7 +49,9 @@ fn token_secret(objects: &dyn Objects, account: &Value) -> Option<String> {
     let namespace = meta("namespace");
     list_at(account, &["secrets"]).iter().map(|s| str_at(s, &["name"])).find_map(|name| {
         let secret = objects.get("", "secrets", namespace, name)?;
-        let annotation = |k: &str| entry(&secret, &["metadata", "annotations"], &format!("kubernetes.io/service-account.{k}"));
+        let annotation = |k: &str| {
+            entry(&secret, &["metadata", "annotations"], &format!("kubernetes.io/service-account.{k}"))
+        };
         let fits = str_at(&secret, &["type"]) == "kubernetes.io/service-account-token"
             && annotation("name") == Some(meta("name"))
             && annotation("uid") == Some(meta("uid"));
@@ -92,7 +94,8 @@ impl ServiceAccount {
     fn mount_token(&self, pod: &mut Value, account: &Value, objects: &dyn Objects) -> Result<(), Status> {
         let volumes = list_at(pod, &["spec", "volumes"]);
         if self.bound_tokens {
-            let existing = volumes.iter().map(|v| str_at(v, &["name"])).find(|n| n.starts_with("kube-api-access-"));
+            let existing =
+                volumes.iter().map(|v| str_at(v, &["name"])).find(|n| n.starts_with("kube-api-access-"));
             let (name, exists) = match existing {
                 Some(name) => (name.to_string(), true),
                 None => (random_name("kube-api-access-"), false),
@@ -107,7 +110,8 @@ impl ServiceAccount {
             let text = format!(
                 "No API token found for service account {account:?}, retry after the token is automatically created and added to the service account"
             );
-            let status = Status::failure(500, "ServerTimeout", text).about("", "serviceaccounts", "create pod");
+            let status =
+                Status::failure(500, "ServerTimeout", text).about("", "serviceaccounts", "create pod");
             return Err(status.retry_after(1));
         };
         let existing = volumes.iter().find(|v| str_at(v, &["secret", "secretName"]) == secret);
@@ -127,7 +131,8 @@ impl ServiceAccount {
 
 /// What an account with `kubernetes.io/enforce-mountable-secrets` does not let a pod use.
 fn unmountable(account: &Value, pod: &Value) -> Option<String> {
-    if entry(account, &["metadata", "annotations"], "kubernetes.io/enforce-mountable-secrets") != Some("true") {
+    if entry(account, &["metadata", "annotations"], "kubernetes.io/enforce-mountable-secrets") != Some("true")
+    {
         return None;
     }
     let name = str_at(account, &["metadata", "name"]);
@@ -187,8 +192,14 @@ impl Plugin for ServiceAccount {
         if automounts(&account, &r.object) {
             self.mount_token(&mut r.object, &account, objects)?;
         }
-        if list_at(&r.object, &["spec", "imagePullSecrets"]).is_empty() && has(&account, &["imagePullSecrets"]) {
-            json::set(&mut r.object, &["spec", "imagePullSecrets"], get(&account, &["imagePullSecrets"]).clone());
+        if list_at(&r.object, &["spec", "imagePullSecrets"]).is_empty()
+            && has(&account, &["imagePullSecrets"])
+        {
+            json::set(
+                &mut r.object,
+                &["spec", "imagePullSecrets"],
+                get(&account, &["imagePullSecrets"]).clone(),
+            );
         }
         match unmountable(&account, &r.object) {
             Some(why) => Err(super::forbidden(r, why)),
@@ -206,9 +217,14 @@ impl Plugin for ServiceAccount {
         if !secrets(&r.object, &mut |_| false) {
             return Err(super::forbidden(r, "a mirror pod may not reference secrets"));
         }
-        let projects = |v: &Value| list_at(v, &["projected", "sources"]).iter().any(|s| has(s, &["serviceAccountToken"]));
+        let projects = |v: &Value| {
+            list_at(v, &["projected", "sources"]).iter().any(|s| has(s, &["serviceAccountToken"]))
+        };
         if list_at(&r.object, &["spec", "volumes"]).iter().any(projects) {
-            return Err(super::forbidden(r, "a mirror pod may not use ServiceAccountToken volume projections"));
+            return Err(super::forbidden(
+                r,
+                "a mirror pod may not use ServiceAccountToken volume projections",
+            ));
         }
         Ok(())
     }
@@ -227,8 +243,12 @@ mod tests {
 
     fn world() -> FakeObjects {
         let o = FakeObjects::default();
-        o.put("", "serviceaccounts", json!({"metadata": {"name": "default", "namespace": "n", "uid": "u"},
-            "secrets": [{"name": "default-token-abcde"}], "imagePullSecrets": [{"name": "reg"}]}));
+        o.put(
+            "",
+            "serviceaccounts",
+            json!({"metadata": {"name": "default", "namespace": "n", "uid": "u"},
+            "secrets": [{"name": "default-token-abcde"}], "imagePullSecrets": [{"name": "reg"}]}),
+        );
         o
     }
 
@@ -238,9 +258,13 @@ mod tests {
         let plugin = ServiceAccount { bound_tokens: false };
         let e = plugin.admit(&mut pod(), &o).await.unwrap_err();
         assert_eq!((e.code, e.reason.as_str()), (500, "ServerTimeout"));
-        o.put("", "secrets", json!({"metadata": {"name": "default-token-abcde", "namespace": "n", "annotations": {
+        o.put(
+            "",
+            "secrets",
+            json!({"metadata": {"name": "default-token-abcde", "namespace": "n", "annotations": {
             "kubernetes.io/service-account.name": "default", "kubernetes.io/service-account.uid": "u"}},
-            "type": "kubernetes.io/service-account-token"}));
+            "type": "kubernetes.io/service-account-token"}),
+        );
         let mut r = pod();
         plugin.admit(&mut r, &o).await.unwrap();
         let spec = &r.object["spec"];
@@ -265,7 +289,10 @@ mod tests {
 
     #[tokio::test(start_paused = true)]
     async fn says_which_account_is_missing() {
-        let e = ServiceAccount { bound_tokens: false }.admit(&mut pod(), &FakeObjects::default()).await.unwrap_err();
+        let e = ServiceAccount { bound_tokens: false }
+            .admit(&mut pod(), &FakeObjects::default())
+            .await
+            .unwrap_err();
         assert_eq!(
             e.message,
             "pods \"p\" is forbidden: error looking up service account n/default: serviceaccount \"default\" not found"

@@ -30,7 +30,8 @@ impl Plugin for DefaultClass {
 
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let names_one = has(&r.object, &["spec", "storageClassName"])
-            || entry(&r.object, &["metadata", "annotations"], "volume.beta.kubernetes.io/storage-class").is_some();
+            || entry(&r.object, &["metadata", "annotations"], "volume.beta.kubernetes.io/storage-class")
+                .is_some();
         if !is_about(r, "", "persistentvolumeclaims") || r.operation != Operation::Create || names_one {
             return Ok(());
         }
@@ -100,7 +101,8 @@ impl Plugin for Resize {
         if str_at(&r.old_object, &["status", "phase"]) != "Bound" {
             return Err(super::forbidden(r, "Only bound persistent volume claims can be expanded"));
         }
-        let annotation = entry(&r.old_object, &["metadata", "annotations"], "volume.beta.kubernetes.io/storage-class");
+        let annotation =
+            entry(&r.old_object, &["metadata", "annotations"], "volume.beta.kubernetes.io/storage-class");
         let class = annotation.unwrap_or_else(|| str_at(&r.old_object, &["spec", "storageClassName"]));
         let class = objects.get("storage.k8s.io", "storageclasses", "", class);
         if class.is_some_and(|c| bool_at(&c, &["allowVolumeExpansion"])) {
@@ -126,7 +128,12 @@ mod tests {
     }
 
     fn claim(spec: Value) -> AdmissionRequest {
-        test_create("", "persistentvolumeclaims", "PersistentVolumeClaim", json!({"metadata": {"name": "c"}, "spec": spec}))
+        test_create(
+            "",
+            "persistentvolumeclaims",
+            "PersistentVolumeClaim",
+            json!({"metadata": {"name": "c"}, "spec": spec}),
+        )
     }
 
     #[tokio::test]

@@ -80,7 +80,11 @@ impl Plugin for ExtendedResources {
             .collect();
         for key in asked {
             let list = json::ensure_list(&mut r.object, &["spec", "tolerations"]);
-            let has = |t: &Value| str_at(t, &["key"]) == key && str_at(t, &["operator"]) == "Exists" && str_at(t, &["effect"]).is_empty();
+            let has = |t: &Value| {
+                str_at(t, &["key"]) == key
+                    && str_at(t, &["operator"]) == "Exists"
+                    && str_at(t, &["effect"]).is_empty()
+            };
             if !list.iter().any(has) {
                 list.push(json!({"key": key, "operator": "Exists"}));
             }
@@ -106,7 +110,8 @@ mod tests {
         let list = r.object["spec"]["tolerations"].as_array().unwrap();
         assert_eq!(list.len(), 2);
         assert_eq!(list[1]["tolerationSeconds"], 200);
-        let everything = json!({"metadata": {"name": "p"}, "spec": {"tolerations": [{"operator": "Exists"}]}});
+        let everything =
+            json!({"metadata": {"name": "p"}, "spec": {"tolerations": [{"operator": "Exists"}]}});
         let mut r = test_create("", "pods", "Pod", everything.clone());
         plugin.admit(&mut r, &FakeObjects::default()).await.unwrap();
         assert_eq!(r.object, everything);
@@ -117,6 +122,9 @@ mod tests {
         let spec = json!({"containers": [{"resources": {"requests": {"cpu": "1", "example.com/gpu": "1"}}}]});
         let mut r = test_create("", "pods", "Pod", json!({"metadata": {"name": "p"}, "spec": spec}));
         ExtendedResources.admit(&mut r, &FakeObjects::default()).await.unwrap();
-        assert_eq!(r.object["spec"]["tolerations"], json!([{"key": "example.com/gpu", "operator": "Exists"}]));
+        assert_eq!(
+            r.object["spec"]["tolerations"],
+            json!([{"key": "example.com/gpu", "operator": "Exists"}])
+        );
     }
 }

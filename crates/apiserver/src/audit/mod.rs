@@ -77,7 +77,8 @@ fn webhook(remote: Remote) -> mpsc::Sender<Value> {
                 }
             };
             let _ = tokio::time::timeout(BATCH_WAIT, full).await;
-            let list = json!({"kind": "EventList", "apiVersion": "audit.k8s.io/v1", "metadata": {}, "items": batch});
+            let list =
+                json!({"kind": "EventList", "apiVersion": "audit.k8s.io/v1", "metadata": {}, "items": batch});
             let mut wait = Duration::from_secs(10);
             for attempt in 1..=4 {
                 match remote.review(&list, Duration::from_secs(30)).await {
@@ -176,7 +177,8 @@ fn event(
     }
     if level >= AuditLevel::Request {
         let bodies = context.audited.lock();
-        let parsed = |b: &Option<bytes::Bytes>| b.as_ref().and_then(|b| serde_json::from_slice::<Value>(b).ok());
+        let parsed =
+            |b: &Option<bytes::Bytes>| b.as_ref().and_then(|b| serde_json::from_slice::<Value>(b).ok());
         if let Some(body) = parsed(&bodies.request) {
             v["requestObject"] = body;
         }
@@ -208,7 +210,10 @@ fn legacy(event: &Value) -> String {
     };
     let or = |text: &str, other: &str| if text.is_empty() { other.to_string() } else { text.to_string() };
     let (as_user, as_groups) = if get(event, &["impersonatedUser"]).is_object() {
-        (str_at(event, &["impersonatedUser", "username"]).to_string(), groups(&["impersonatedUser", "groups"]))
+        (
+            str_at(event, &["impersonatedUser", "username"]).to_string(),
+            groups(&["impersonatedUser", "groups"]),
+        )
     } else {
         ("<self>".to_string(), "<lookup>".to_string())
     };
@@ -233,7 +238,14 @@ impl Audit for Log {
         self.policy.verdict(user, request).level
     }
 
-    fn record(&self, level: AuditLevel, stage: AuditStage, context: &RequestContext, received: Timestamp, code: u16) {
+    fn record(
+        &self,
+        level: AuditLevel,
+        stage: AuditStage,
+        context: &RequestContext,
+        received: Timestamp,
+        code: u16,
+    ) {
         let asker = context.impersonator.as_ref().unwrap_or(&context.user);
         if level == AuditLevel::None || !self.policy.verdict(asker, &context.info).records(stage) {
             return;
@@ -277,7 +289,11 @@ mod tests {
                 ..Default::default()
             },
             user: UserInfo { name: "jane".into(), ..Default::default() },
-            impersonator: Some(UserInfo { name: "admin".into(), groups: vec!["system:masters".into()], ..Default::default() }),
+            impersonator: Some(UserInfo {
+                name: "admin".into(),
+                groups: vec!["system:masters".into()],
+                ..Default::default()
+            }),
             parts,
             query: vec![],
             connection: Connection {

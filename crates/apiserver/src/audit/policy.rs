@@ -129,7 +129,8 @@ impl Policy {
     /// Reads a policy file. Errors name it.
     pub fn load(path: &Path) -> Result<Policy, String> {
         let name = path.display();
-        let text = std::fs::read_to_string(path).map_err(|e| format!("failed to read file path {name:?}: {e}"))?;
+        let text =
+            std::fs::read_to_string(path).map_err(|e| format!("failed to read file path {name:?}: {e}"))?;
         Self::parse(&text).map_err(|e| format!("loading audit policy file: {name}: {e}"))
     }
 
@@ -138,7 +139,10 @@ impl Policy {
         let policy: Policy = serde_yaml_ng::from_str(text).map_err(|e| format!("failed decoding: {e}"))?;
         let known = ["audit.k8s.io/v1", "audit.k8s.io/v1beta1", "audit.k8s.io/v1alpha1"];
         if policy.kind != "Policy" || !known.contains(&policy.api_version.as_str()) {
-            return Err(format!("unknown group version field {:?} of kind {:?} in policy", policy.api_version, policy.kind));
+            return Err(format!(
+                "unknown group version field {:?} of kind {:?} in policy",
+                policy.api_version, policy.kind
+            ));
         }
         if policy.rules.is_empty() {
             return Err("loaded illegal policy with 0 rules".into());
@@ -151,7 +155,9 @@ impl Policy {
                     rule.level
                 ));
             }
-            if !rule.non_resource_urls.is_empty() && (!rule.resources.is_empty() || !rule.namespaces.is_empty()) {
+            if !rule.non_resource_urls.is_empty()
+                && (!rule.resources.is_empty() || !rule.namespaces.is_empty())
+            {
                 return Err(format!(
                     "rules[{i}].nonResourceURLs: Invalid value: {:?}: rules cannot apply to both regular resources and non-resource URLs",
                     rule.non_resource_urls
@@ -160,7 +166,10 @@ impl Policy {
         }
         let all = policy.rules.iter().flat_map(|r| &r.omit_stages).chain(&policy.omit_stages);
         if let Some(bad) = all.into_iter().find(|s| !stages.contains(&s.as_str())) {
-            return Err(format!("omitStages: Invalid value: {bad:?}: allowed stages are {}", stages.join(",")));
+            return Err(format!(
+                "omitStages: Invalid value: {bad:?}: allowed stages are {}",
+                stages.join(",")
+            ));
         }
         Ok(policy)
     }
@@ -207,7 +216,10 @@ mod tests {
             subresource: sub.into(),
             ..Default::default()
         };
-        assert_eq!(p.verdict(&user("system:kube-proxy"), &r("watch", "endpoints", "")).level, AuditLevel::None);
+        assert_eq!(
+            p.verdict(&user("system:kube-proxy"), &r("watch", "endpoints", "")).level,
+            AuditLevel::None
+        );
         assert_eq!(p.verdict(&user("x"), &r("watch", "endpoints", "")).level, AuditLevel::Metadata);
         let v = p.verdict(&user("x"), &r("get", "pods", "log"));
         assert_eq!(v.level, AuditLevel::RequestResponse);

@@ -86,7 +86,8 @@ mod tests {
     fn accepts_good_tokens_only() {
         let now: jiff::Timestamp = "2029-12-31T23:59:59Z".parse().unwrap();
         let token = "abcdef.0123456789abcdef";
-        let u = check(token, &secret(&[("auth-extra-groups", "system:bootstrappers:kubeadm:x")]), now).unwrap();
+        let u =
+            check(token, &secret(&[("auth-extra-groups", "system:bootstrappers:kubeadm:x")]), now).unwrap();
         assert_eq!(u.name, "system:bootstrap:abcdef");
         assert_eq!(u.groups, ["system:bootstrappers", "system:bootstrappers:kubeadm:x"]);
         for bad in [

@@ -6,12 +6,16 @@ use std::path::Path;
 
 use aws_lc_rs::encoding::{AsDer, PublicKeyX509Der};
 use aws_lc_rs::rand::SystemRandom;
-use aws_lc_rs::signature::{self as sig, EcdsaKeyPair, KeyPair, RsaKeyPair, UnparsedPublicKey, VerificationAlgorithm};
+use aws_lc_rs::signature::{
+    self as sig, EcdsaKeyPair, KeyPair, RsaKeyPair, UnparsedPublicKey, VerificationAlgorithm,
+};
 use base64::Engine;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
-use x509_parser::oid_registry::{OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION};
+use x509_parser::oid_registry::{
+    OID_EC_P256, OID_KEY_TYPE_EC_PUBLIC_KEY, OID_NIST_EC_P384, OID_NIST_EC_P521, OID_PKCS1_RSAENCRYPTION,
+};
 use x509_parser::pem::Pem;
 use x509_parser::prelude::FromDer;
 use x509_parser::x509::SubjectPublicKeyInfo;
@@ -92,7 +96,8 @@ impl PublicKey {
     pub fn jwk(&self) -> Option<Value> {
         let (_, info) = SubjectPublicKeyInfo::from_der(&self.spki).ok()?;
         let b64 = |b: &[u8]| URL_SAFE_NO_PAD.encode(b);
-        let base = |kty: &str| json!({"use": "sig", "kty": kty, "kid": self.id, "alg": self.kind.algorithm()});
+        let base =
+            |kty: &str| json!({"use": "sig", "kty": kty, "kid": self.id, "alg": self.kind.algorithm()});
         match info.parsed().ok()? {
             x509_parser::public_key::PublicKey::RSA(rsa) => {
                 let mut v = base("RSA");
@@ -212,7 +217,8 @@ pub fn public_keys(text: &[u8]) -> Result<Vec<PublicKey>, String> {
         match pem.label.as_str() {
             "PUBLIC KEY" => out.push(PublicKey::from_spki(&pem.contents)?),
             "CERTIFICATE" => {
-                let (_, cert) = x509_parser::parse_x509_certificate(&pem.contents).map_err(|e| e.to_string())?;
+                let (_, cert) =
+                    x509_parser::parse_x509_certificate(&pem.contents).map_err(|e| e.to_string())?;
                 out.push(PublicKey::from_spki(cert.public_key().raw)?);
             }
             "RSA PUBLIC KEY" => {
@@ -225,7 +231,11 @@ pub fn public_keys(text: &[u8]) -> Result<Vec<PublicKey>, String> {
             _ => {}
         }
     }
-    if out.is_empty() { Err("data does not contain any valid RSA or ECDSA public keys".into()) } else { Ok(out) }
+    if out.is_empty() {
+        Err("data does not contain any valid RSA or ECDSA public keys".into())
+    } else {
+        Ok(out)
+    }
 }
 
 /// The public keys in a file; the error names it.
@@ -314,7 +324,9 @@ mod tests {
 
     #[test]
     fn signs_and_verifies() {
-        for algorithm in [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_RSA_SHA256] {
+        for algorithm in
+            [&rcgen::PKCS_ECDSA_P256_SHA256, &rcgen::PKCS_ECDSA_P384_SHA384, &rcgen::PKCS_RSA_SHA256]
+        {
             let (signer, public) = key(algorithm);
             let keys = public_keys(public.as_bytes()).unwrap();
             assert_eq!(keys[0].id, signer.public().id);

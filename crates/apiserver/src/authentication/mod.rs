@@ -197,7 +197,11 @@ impl Authenticator for Authentication {
         }
     }
 
-    async fn review_token(&self, token: &str, audiences: &[String]) -> Result<(UserInfo, Vec<String>), String> {
+    async fn review_token(
+        &self,
+        token: &str,
+        audiences: &[String],
+    ) -> Result<(UserInfo, Vec<String>), String> {
         let wanted = if audiences.is_empty() { &self.audiences } else { audiences };
         match self.token(token, wanted).await? {
             Some((user, audiences)) => Ok((with_group(user), audiences)),
@@ -218,7 +222,10 @@ mod tests {
         assert_eq!(bearer_token(&h).as_deref(), Some("abc"));
         h.insert(AUTHORIZATION, "Basic abc".parse().unwrap());
         assert_eq!(bearer_token(&h), None);
-        h.insert(SEC_WEBSOCKET_PROTOCOL, "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj".parse().unwrap());
+        h.insert(
+            SEC_WEBSOCKET_PROTOCOL,
+            "v4.channel.k8s.io, base64url.bearer.authorization.k8s.io.YWJj".parse().unwrap(),
+        );
         assert_eq!(bearer_token(&h).as_deref(), Some("abc"));
     }
 }

@@ -34,7 +34,10 @@ impl Oidc {
     /// From the flags. Errors name the file or flag.
     pub fn new(config: &config::Oidc) -> Result<Oidc, String> {
         if !config.issuer_url.starts_with("https://") {
-            return Err(format!("'oidc-issuer-url' ({:?}) has invalid scheme, require 'https'", config.issuer_url));
+            return Err(format!(
+                "'oidc-issuer-url' ({:?}) has invalid scheme, require 'https'",
+                config.issuer_url
+            ));
         }
         let pem = match &config.ca {
             Some(file) => Some(std::fs::read(file).map_err(|e| format!("{}: {e}", file.display()))?),
@@ -75,9 +78,13 @@ impl Oidc {
             return Ok(None);
         }
         if !self.config.signing_algs.iter().any(|a| a == jws.algorithm()) {
-            return Err(format!("oidc: id token signed with unsupported algorithm, expected {:?}", self.config.signing_algs));
+            return Err(format!(
+                "oidc: id token signed with unsupported algorithm, expected {:?}",
+                self.config.signing_algs
+            ));
         }
-        let good = jws.verify_components(&*self.keys(false).await?) || jws.verify_components(&*self.keys(true).await?);
+        let good =
+            jws.verify_components(&self.keys(false).await?) || jws.verify_components(&self.keys(true).await?);
         if !good {
             return Err("oidc: failed to verify id token signature".into());
         }
@@ -93,7 +100,10 @@ fn user(config: &config::Oidc, claims: &Value, now: i64) -> Result<UserInfo, Str
         _ => texts(claims, &["aud"]),
     };
     if !audiences.contains(&config.client_id) {
-        return Err(format!("oidc: verify token: oidc: expected audience {:?} got {audiences:?}", config.client_id));
+        return Err(format!(
+            "oidc: verify token: oidc: expected audience {:?} got {audiences:?}",
+            config.client_id
+        ));
     }
     if i64_at(claims, &["exp"]).is_none_or(|t| t <= now) {
         return Err("oidc: verify token: oidc: token is expired".into());
@@ -107,7 +117,10 @@ fn user(config: &config::Oidc, claims: &Value, now: i64) -> Result<UserInfo, Str
     if name.is_empty() {
         return Err(format!("oidc: parse username claims {:?}: claim not present", config.username_claim));
     }
-    if config.username_claim == "email" && has(claims, &["email_verified"]) && !bool_at(claims, &["email_verified"]) {
+    if config.username_claim == "email"
+        && has(claims, &["email_verified"])
+        && !bool_at(claims, &["email_verified"])
+    {
         return Err("oidc: email not verified".into());
     }
     // Names are told apart from other users' by the issuer, unless the flags say otherwise.

@@ -39,7 +39,13 @@ impl RequestHeader {
 
 fn read(headers: &HeaderMap, config: &config::RequestHeader) -> Option<UserInfo> {
     let values = |name: &str| -> Vec<String> {
-        headers.get_all(name).iter().filter_map(|v| v.to_str().ok()).filter(|v| !v.is_empty()).map(String::from).collect()
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|v| v.to_str().ok())
+            .filter(|v| !v.is_empty())
+            .map(String::from)
+            .collect()
     };
     let name = config.username_headers.iter().find_map(|h| values(h).into_iter().next())?;
     let groups = config.group_headers.iter().flat_map(|h| values(h)).collect();

@@ -66,7 +66,12 @@ pub fn user(namespace: &str, name: &str, uid: &str) -> UserInfo {
 }
 
 /// An object that a token depends on, from the cache or, where the cache does not have it yet, from the store.
-async fn find(objects: &dyn Objects, resource: &str, namespace: &str, name: &str) -> Option<std::sync::Arc<Value>> {
+async fn find(
+    objects: &dyn Objects,
+    resource: &str,
+    namespace: &str,
+    name: &str,
+) -> Option<std::sync::Arc<Value>> {
     match objects.get("", resource, namespace, name) {
         Some(found) => Some(found),
         None => objects.get_latest("", resource, namespace, name).await.ok(),
@@ -91,7 +96,12 @@ impl Tokens {
     }
 
     /// Whose a token is. `audiences` are those that the caller asks for.
-    pub async fn authenticate(&self, token: &str, audiences: &[String], objects: &dyn Objects) -> TokenResult {
+    pub async fn authenticate(
+        &self,
+        token: &str,
+        audiences: &[String],
+        objects: &dyn Objects,
+    ) -> TokenResult {
         let Some(jws) = Jws::parse(token) else { return Ok(None) };
         let issuer = str_at(&jws.claims, &["iss"]);
         if issuer != LEGACY_ISSUER && issuer != self.issuer {
@@ -159,7 +169,14 @@ impl Tokens {
     }
 
     /// Checks that the account is there and the one that the token was made for.
-    async fn account(&self, namespace: &str, name: &str, uid: &str, limit: i64, objects: &dyn Objects) -> Result<(), String> {
+    async fn account(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        limit: i64,
+        objects: &dyn Objects,
+    ) -> Result<(), String> {
         let Some(account) = find(objects, "serviceaccounts", namespace, name).await else {
             return Err(format!("serviceaccounts {name:?} not found"));
         };
@@ -280,7 +297,11 @@ mod tests {
             lookup: true,
         };
         let objects = FakeObjects::default();
-        objects.put("", "serviceaccounts", json!({"metadata": {"name": "bot", "namespace": "n", "uid": "u1"}}));
+        objects.put(
+            "",
+            "serviceaccounts",
+            json!({"metadata": {"name": "bot", "namespace": "n", "uid": "u1"}}),
+        );
         objects.put("", "pods", json!({"metadata": {"name": "p", "namespace": "n", "uid": "u2"}}));
         World { tokens, issuer: Issuer { key, issuer: "https://me".into() }, objects }
     }
@@ -289,7 +310,12 @@ mod tests {
         fn bound(&self, audience: &str, now: i64) -> String {
             let account = self.objects.get("", "serviceaccounts", "n", "bot").unwrap();
             let pod = self.objects.get("", "pods", "n", "p").unwrap();
-            let binding = Binding { to: Some(("pod", pod)), audiences: vec![audience.into()], seconds: 600, warn_after: None };
+            let binding = Binding {
+                to: Some(("pod", pod)),
+                audiences: vec![audience.into()],
+                seconds: 600,
+                warn_after: None,
+            };
             self.issuer.issue(&account, &binding, now).unwrap()
         }
 
@@ -309,7 +335,9 @@ mod tests {
         assert_eq!(user.extra["authentication.kubernetes.io/pod-name"], ["p"]);
         assert_eq!(audiences, ["api"]);
         assert_eq!(w.check(&w.bound("api", now - 661)).await.unwrap_err(), "token has expired");
-        assert!(w.check(&w.bound("other", now)).await.unwrap_err().contains("invalid for the target audiences"));
+        assert!(
+            w.check(&w.bound("other", now)).await.unwrap_err().contains("invalid for the target audiences")
+        );
         w.objects.remove("", "pods", "n", "p");
         assert_eq!(w.check(&token).await.unwrap_err(), "token has been invalidated");
     }
@@ -318,7 +346,11 @@ mod tests {
     async fn tokens_of_an_account_made_anew_are_refused() {
         let w = world();
         let token = w.bound("api", jiff::Timestamp::now().as_second());
-        w.objects.put("", "serviceaccounts", json!({"metadata": {"name": "bot", "namespace": "n", "uid": "u9"}}));
+        w.objects.put(
+            "",
+            "serviceaccounts",
+            json!({"metadata": {"name": "bot", "namespace": "n", "uid": "u9"}}),
+        );
         assert_eq!(w.check(&token).await.unwrap_err(), "ServiceAccount UID (u9) does not match claim (u1)");
     }
 
@@ -339,7 +371,11 @@ mod tests {
         assert_eq!(w.check(&token).await.unwrap_err(), "Token has been invalidated");
         let put = |t: &str| {
             let data = base64::engine::general_purpose::STANDARD.encode(t);
-            w.objects.put("", "secrets", json!({"metadata": {"name": "bot-token", "namespace": "n"}, "data": {"token": data}}));
+            w.objects.put(
+                "",
+                "secrets",
+                json!({"metadata": {"name": "bot-token", "namespace": "n"}, "data": {"token": data}}),
+            );
         };
         put("other");
         assert_eq!(w.check(&token).await.unwrap_err(), "Token does not match server's copy");

@@ -58,7 +58,8 @@ impl Webhook {
                 extra,
             };
             let given = texts(status, &["audiences"]);
-            let shared = audiences.iter().filter(|a| given.is_empty() || given.contains(a)).cloned().collect();
+            let shared =
+                audiences.iter().filter(|a| given.is_empty() || given.contains(a)).cloned().collect();
             Ok(Some((user, shared)))
         } else {
             match str_at(status, &["error"]) {

@@ -134,7 +134,9 @@ fn subject(der: &[u8]) -> Result<(UserInfo, i64), String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use rcgen::{BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair};
+    use rcgen::{
+        BasicConstraints, CertificateParams, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair,
+    };
 
     fn ca(name: &str) -> (rcgen::Certificate, Issuer<'static, KeyPair>) {
         let key = KeyPair::generate().unwrap();
@@ -161,7 +163,10 @@ mod tests {
         let good = leaf(&issuer, ExtendedKeyUsagePurpose::ClientAuth);
         for _ in 0..2 {
             let user = x.user(std::slice::from_ref(&good)).unwrap();
-            assert_eq!((user.name.as_str(), user.groups.as_slice()), ("system:node:n1", &["system:nodes".to_string()][..]));
+            assert_eq!(
+                (user.name.as_str(), user.groups.as_slice()),
+                ("system:node:n1", &["system:nodes".to_string()][..])
+            );
         }
         assert!(x.user(&[leaf(&ca("ours").1, ExtendedKeyUsagePurpose::ClientAuth)]).is_err());
         assert!(x.user(&[leaf(&issuer, ExtendedKeyUsagePurpose::ServerAuth)]).is_err());

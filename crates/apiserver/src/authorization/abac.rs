@@ -68,7 +68,9 @@ impl Spec {
         }
         let fits = |pattern: &str, value: &str| pattern == "*" || pattern == value;
         if r.is_resource {
-            fits(&self.namespace, &r.namespace) && fits(&self.resource, &r.resource) && fits(&self.api_group, &r.group)
+            fits(&self.namespace, &r.namespace)
+                && fits(&self.resource, &r.resource)
+                && fits(&self.api_group, &r.group)
         } else {
             fits(&self.path, &r.path)
                 || self.path.strip_suffix('*').is_some_and(|prefix| r.path.starts_with(prefix))

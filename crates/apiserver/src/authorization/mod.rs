@@ -42,7 +42,9 @@ impl Authorization {
         for mode in &config.authorization_modes {
             modes.push(match mode.as_str() {
                 "RBAC" => Mode::Rbac(Arc::new(Rbac::new(objects.clone()))),
-                "Node" => Mode::Node(NodeAuthorizer::new(objects.clone(), rbac::policy::node_rules(config.release))),
+                "Node" => {
+                    Mode::Node(NodeAuthorizer::new(objects.clone(), rbac::policy::node_rules(config.release)))
+                }
                 "ABAC" => {
                     let file = config.authorization_policy_file.as_deref();
                     Mode::Abac(abac::load(file.ok_or("--authorization-policy-file is not given")?)?)
@@ -103,7 +105,9 @@ impl Authorizer for Authorization {
                     }
                 }
                 Mode::Node(node) if node.authorize(attributes) == Decision::Allow => return String::new(),
-                Mode::Abac(policies) if abac::authorize(policies, attributes) == Decision::Allow => return String::new(),
+                Mode::Abac(policies) if abac::authorize(policies, attributes) == Decision::Allow => {
+                    return String::new();
+                }
                 Mode::Webhook(webhook) => {
                     let (decision, why) = webhook.decide(attributes).await;
                     if decision == Decision::Allow {
@@ -129,7 +133,8 @@ impl Authorizer for Authorization {
                     }
                 }
                 Mode::AlwaysAllow => {
-                    resources.push(serde_json::json!({"verbs": star(), "apiGroups": star(), "resources": star()}));
+                    resources
+                        .push(serde_json::json!({"verbs": star(), "apiGroups": star(), "resources": star()}));
                     urls.push(serde_json::json!({"verbs": star(), "nonResourceURLs": star()}));
                 }
                 Mode::Node(_) => complete &= node::node_identity(user).is_none(),
@@ -185,7 +190,8 @@ mod tests {
             name: "x".into(),
             ..Default::default()
         };
-        let text = |r: &RequestInfo, reason| forbidden(Attributes { user: &user, request: r }, reason).message;
+        let text =
+            |r: &RequestInfo, reason| forbidden(Attributes { user: &user, request: r }, reason).message;
         assert_eq!(
             text(&request, ""),
             r#"pods "x" is forbidden: User "u" cannot get resource "pods" in API group "" in the namespace "n""#

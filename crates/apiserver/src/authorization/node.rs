@@ -40,14 +40,19 @@ impl NodeAuthorizer {
         let r = attributes.request;
         let node = match node_identity(attributes.user) {
             None => return no(""),
-            Some("") => return Decision::NoOpinion(format!("unknown node for user {:?}", attributes.user.name)),
+            Some("") => {
+                return Decision::NoOpinion(format!("unknown node for user {:?}", attributes.user.name));
+            }
             Some(node) => node,
         };
         if r.is_resource {
             match (r.group.as_str(), r.resource.as_str()) {
                 ("", "secrets" | "configmaps") => return self.read_namespaced(node, r),
-                ("", "persistentvolumeclaims") if r.subresource == "status" => return self.update_status(node, r),
-                ("", "persistentvolumeclaims" | "persistentvolumes") | ("storage.k8s.io", "volumeattachments") => {
+                ("", "persistentvolumeclaims") if r.subresource == "status" => {
+                    return self.update_status(node, r);
+                }
+                ("", "persistentvolumeclaims" | "persistentvolumes")
+                | ("storage.k8s.io", "volumeattachments") => {
                     return self.get_one(node, r);
                 }
                 ("", "serviceaccounts") if r.verb != "get" => return self.create_token(node, r),
@@ -126,7 +131,9 @@ impl NodeAuthorizer {
             "persistentvolumeclaims" => own.any(|p| here(p) && claims(p).contains(&r.name)),
             "serviceaccounts" => own.any(|p| here(p) && str_at(p, &["spec", "serviceAccountName"]) == r.name),
             "persistentvolumes" => {
-                let Some(volume) = self.objects.get("", "persistentvolumes", "", &r.name) else { return false };
+                let Some(volume) = self.objects.get("", "persistentvolumes", "", &r.name) else {
+                    return false;
+                };
                 let claim = |f| str_at(&volume, &["spec", "claimRef", f]);
                 own.any(|p| {
                     str_at(p, &["metadata", "namespace"]) == claim("namespace")
@@ -141,7 +148,9 @@ impl NodeAuthorizer {
     fn volume_uses_secret(&self, pod: &Value, r: &RequestInfo) -> bool {
         let namespace = str_at(pod, &["metadata", "namespace"]);
         claims(pod).iter().any(|claim| {
-            let Some(claim) = self.objects.get("", "persistentvolumeclaims", namespace, claim) else { return false };
+            let Some(claim) = self.objects.get("", "persistentvolumeclaims", namespace, claim) else {
+                return false;
+            };
             let name = str_at(&claim, &["spec", "volumeName"]);
             let Some(volume) = self.objects.get("", "persistentvolumes", "", name) else { return false };
             volume_secrets(&volume, namespace).any(|(n, s)| n == r.namespace && s == r.name)
@@ -231,17 +240,33 @@ mod tests {
             "volumes": [{"name": "s", "secret": {"secretName": "s"}}, {"name": "c", "persistentVolumeClaim": {"claimName": "c"}}]}}));
         o.put("", "pods", json!({"metadata": {"name": "m", "namespace": "a", "annotations": {"kubernetes.io/config.mirror": "x"}},
             "spec": {"nodeName": "n1", "volumes": [{"name": "s", "secret": {"secretName": "other"}}]}}));
-        o.put("", "persistentvolumeclaims", json!({"metadata": {"name": "c", "namespace": "a"}, "spec": {"volumeName": "pv"}}));
-        o.put("", "persistentvolumes", json!({"metadata": {"name": "pv"}, "spec": {
+        o.put(
+            "",
+            "persistentvolumeclaims",
+            json!({"metadata": {"name": "c", "namespace": "a"}, "spec": {"volumeName": "pv"}}),
+        );
+        o.put(
+            "",
+            "persistentvolumes",
+            json!({"metadata": {"name": "pv"}, "spec": {
             "claimRef": {"namespace": "a", "name": "c"},
-            "csi": {"nodePublishSecretRef": {"namespace": "csi", "name": "key"}}}}));
-        o.put("storage.k8s.io", "volumeattachments", json!({"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}));
+            "csi": {"nodePublishSecretRef": {"namespace": "csi", "name": "key"}}}}),
+        );
+        o.put(
+            "storage.k8s.io",
+            "volumeattachments",
+            json!({"metadata": {"name": "va"}, "spec": {"nodeName": "n1"}}),
+        );
         let rules = super::super::rbac::policy::node_rules(pilothouse_apimachinery::version::Release::V1_20);
         NodeAuthorizer::new(Arc::new(o), rules)
     }
 
     fn ask(a: &NodeAuthorizer, node: &str, verb: &str, path: &str) -> Decision {
-        let user = UserInfo { name: format!("system:node:{node}"), groups: vec!["system:nodes".into()], ..Default::default() };
+        let user = UserInfo {
+            name: format!("system:node:{node}"),
+            groups: vec!["system:nodes".into()],
+            ..Default::default()
+        };
         let mut p = path.split(' ');
         let mut next = || p.next().unwrap_or("-").trim_matches('-').to_string();
         let request = RequestInfo {
@@ -277,7 +302,12 @@ mod tests {
             assert_eq!(ask(&a, "n1", verb, path), Decision::Allow, "{verb} {path}");
         }
         let none = "no relationship found between node 'n2' and this object";
-        for path in ["- secrets a s", "- configmaps a cm", "- persistentvolumes - pv", "storage.k8s.io volumeattachments - va"] {
+        for path in [
+            "- secrets a s",
+            "- configmaps a cm",
+            "- persistentvolumes - pv",
+            "storage.k8s.io volumeattachments - va",
+        ] {
             assert_eq!(ask(&a, "n2", "get", path), no(none), "{path}");
         }
     }
@@ -289,7 +319,10 @@ mod tests {
         assert_eq!(ask(&a, "n1", "update", "- secrets a s"), no("can only read resources of this type"));
         assert!(matches!(ask(&a, "n1", "get", "- secrets a other"), Decision::NoOpinion(_)));
         assert!(matches!(ask(&a, "n1", "get", "- secrets b s"), Decision::NoOpinion(_)));
-        assert!(matches!(ask(&a, "n1", "update", "coordination.k8s.io leases kube-node-lease n2"), Decision::NoOpinion(_)));
+        assert!(matches!(
+            ask(&a, "n1", "update", "coordination.k8s.io leases kube-node-lease n2"),
+            Decision::NoOpinion(_)
+        ));
         assert!(matches!(ask(&a, "n1", "delete", "- namespaces - a"), Decision::NoOpinion(_)));
         assert_eq!(ask(&a, "", "get", "- pods a p"), no("unknown node for user \"system:node:\""));
     }

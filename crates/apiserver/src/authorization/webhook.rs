@@ -42,7 +42,10 @@ fn spec(attributes: Attributes<'_>) -> Value {
 impl Webhook {
     /// The webhook that the flags name.
     pub fn new(config: &Config) -> Result<Webhook, String> {
-        let file = config.authorization_webhook.as_deref().ok_or("--authorization-webhook-config-file is not given")?;
+        let file = config
+            .authorization_webhook
+            .as_deref()
+            .ok_or("--authorization-webhook-config-file is not given")?;
         Ok(Webhook {
             remote: Remote::load(file)?,
             allow_ttl: config.authorization_webhook_allow_ttl,
@@ -66,7 +69,8 @@ impl Webhook {
         {
             return (decision.clone(), why.clone());
         }
-        let review = json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec});
+        let review =
+            json!({"apiVersion": "authorization.k8s.io/v1", "kind": "SubjectAccessReview", "spec": spec});
         let answer = match self.remote.review(&review, Duration::from_secs(30)).await {
             Ok(answer) => answer,
             Err(e) => {

@@ -53,14 +53,17 @@ struct Schema {
 }
 
 static DEFAULTS: LazyLock<Defaults> = LazyLock::new(|| {
-    serde_yaml_ng::from_str(include_str!("flow_control.yaml")).expect("the file is part of the program and has a test")
+    serde_yaml_ng::from_str(include_str!("flow_control.yaml"))
+        .expect("the file is part of the program and has a test")
 });
 
 impl Level {
     fn object(&self, release: Release) -> Value {
         let newest = release > Release::V1_20;
         let spec = match self.shares {
-            None if newest => json!({"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}}),
+            None if newest => {
+                json!({"type": "Exempt", "exempt": {"nominalConcurrencyShares": 0, "lendablePercent": 0}})
+            }
             None => json!({"type": "Exempt"}),
             Some(shares) => {
                 let response = match self.queues {
@@ -82,9 +85,11 @@ impl Schema {
         let mut subjects: Vec<Value> =
             self.users.iter().map(|n| json!({"kind": "User", "user": {"name": n}})).collect();
         subjects.extend(self.groups.iter().map(|n| json!({"kind": "Group", "group": {"name": n}})));
-        subjects.extend(self.accounts.iter().map(|ns| {
-            json!({"kind": "ServiceAccount", "serviceAccount": {"namespace": ns, "name": "*"}})
-        }));
+        subjects.extend(
+            self.accounts.iter().map(
+                |ns| json!({"kind": "ServiceAccount", "serviceAccount": {"namespace": ns, "name": "*"}}),
+            ),
+        );
         let rule = match &self.elections {
             Some(namespace) => {
                 let verbs = json!(["get", "create", "update"]);

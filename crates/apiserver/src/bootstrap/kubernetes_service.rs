@@ -92,7 +92,8 @@ async fn slice(objects: &dyn Objects, addresses: &BTreeSet<IpAddr>, port: u16) -
                 .filter_map(Value::as_str)
                 .collect();
             let wanted: BTreeSet<String> = addresses.iter().map(ToString::to_string).collect();
-            let same_port = get(list_at(&s, &["ports"]).first().unwrap_or(&Value::Null), &["port"]).as_i64() == Some(port.into());
+            let same_port = get(list_at(&s, &["ports"]).first().unwrap_or(&Value::Null), &["port"]).as_i64()
+                == Some(port.into());
             if same_port && current.iter().copied().eq(wanted.iter().map(String::as_str)) {
                 return Ok(());
             }
@@ -145,7 +146,8 @@ impl Members<'_> {
         let start = Bytes::from(self.prefix.clone());
         let range = Range { end: prefix_end(&start), start, ..Range::default() };
         let found = self.state.store.range(range).await.map_err(store_failure)?;
-        let names = found.kvs.iter().filter_map(|kv| std::str::from_utf8(&kv.key).ok()?.strip_prefix(&self.prefix));
+        let names =
+            found.kvs.iter().filter_map(|kv| std::str::from_utf8(&kv.key).ok()?.strip_prefix(&self.prefix));
         Ok(names.filter_map(|ip| ip.parse().ok()).collect())
     }
 

@@ -70,7 +70,12 @@ async fn once(state: &ServerState) -> Result<(), Status> {
 }
 
 /// Creates an object where there is none of that name.
-pub(crate) async fn ensure(objects: &dyn Objects, group: &str, resource: &str, object: Value) -> Result<(), Status> {
+pub(crate) async fn ensure(
+    objects: &dyn Objects,
+    group: &str,
+    resource: &str,
+    object: Value,
+) -> Result<(), Status> {
     let namespace = str_at(&object, &["metadata", "namespace"]).to_string();
     if objects.get(group, resource, &namespace, str_at(&object, &["metadata", "name"])).is_some() {
         return Ok(());
@@ -141,7 +146,8 @@ async fn authentication_config(objects: &dyn Objects, config: &Config) -> Result
             ensure(objects, "", "configmaps", map).await
         }
         Some(map) => {
-            let lacks = |v: &Value| data.as_object().into_iter().flatten().any(|(k, x)| v["data"].get(k) != Some(x));
+            let lacks =
+                |v: &Value| data.as_object().into_iter().flatten().any(|(k, x)| v["data"].get(k) != Some(x));
             if !lacks(&map) {
                 return Ok(());
             }
@@ -181,9 +187,13 @@ mod tests {
         priority_classes(&o).await.unwrap();
         flow_control::ensure(&o, Release::V1_20).await.unwrap();
         assert_eq!(o.list("", "namespaces", "").len(), 4);
-        let before = (o.revision("", "namespaces"), o.revision("flowcontrol.apiserver.k8s.io", "flowschemas"));
+        let before =
+            (o.revision("", "namespaces"), o.revision("flowcontrol.apiserver.k8s.io", "flowschemas"));
         namespaces(&o).await.unwrap();
         flow_control::ensure(&o, Release::V1_20).await.unwrap();
-        assert_eq!((o.revision("", "namespaces"), o.revision("flowcontrol.apiserver.k8s.io", "flowschemas")), before);
+        assert_eq!(
+            (o.revision("", "namespaces"), o.revision("flowcontrol.apiserver.k8s.io", "flowschemas")),
+            before
+        );
     }
 }

@@ -61,7 +61,11 @@ pub enum Error {
 impl Target {
     /// `host:port`.
     pub fn authority(&self) -> String {
-        if self.host.contains(':') { format!("[{}]:{}", self.host, self.port) } else { format!("{}:{}", self.host, self.port) }
+        if self.host.contains(':') {
+            format!("[{}]:{}", self.host, self.port)
+        } else {
+            format!("{}:{}", self.host, self.port)
+        }
     }
 
     /// `http` or `https`.
@@ -71,10 +75,9 @@ impl Target {
 
     /// Opens a connection.
     pub async fn connect(&self, limit: Duration) -> Result<Box<dyn Stream>, Error> {
-        tokio::time::timeout(limit, self.dial()).await.map_err(|_| Error::Dial {
-            to: self.authority(),
-            why: "i/o timeout".to_string(),
-        })?
+        tokio::time::timeout(limit, self.dial())
+            .await
+            .map_err(|_| Error::Dial { to: self.authority(), why: "i/o timeout".to_string() })?
     }
 
     async fn dial(&self) -> Result<Box<dyn Stream>, Error> {
@@ -103,7 +106,11 @@ impl Target {
     }
 
     /// Sends one request and waits for the head of the answer.
-    pub async fn send(&self, mut request: http::Request<Body>, dial_limit: Duration) -> Result<http::Response<Incoming>, Error> {
+    pub async fn send(
+        &self,
+        mut request: http::Request<Body>,
+        dial_limit: Duration,
+    ) -> Result<http::Response<Incoming>, Error> {
         if !request.headers().contains_key(http::header::HOST)
             && let Ok(host) = http::HeaderValue::from_str(&self.authority())
         {
@@ -141,7 +148,8 @@ impl Target {
 
     /// Gets a path and reads the whole answer, at most 64 KiB: health checks.
     pub async fn get(&self, path: &str, limit: Duration) -> Result<(http::StatusCode, String), Error> {
-        let request = http::Request::get(path).body(full(Bytes::new())).map_err(|e| Error::Http(e.to_string()))?;
+        let request =
+            http::Request::get(path).body(full(Bytes::new())).map_err(|e| Error::Http(e.to_string()))?;
         let exchange = async {
             let response = self.send(request, limit).await?;
             let status = response.status();

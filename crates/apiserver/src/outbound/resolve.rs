@@ -10,7 +10,12 @@ use crate::request::Objects;
 
 /// Addresses of the pods behind a service's port (its number or name, `""` for the only one), in random order.
 /// `Err` says what is missing, as v1.20's proxy says it.
-pub fn endpoints(objects: &dyn Objects, namespace: &str, name: &str, port: &str) -> Result<Vec<SocketAddr>, Missing> {
+pub fn endpoints(
+    objects: &dyn Objects,
+    namespace: &str,
+    name: &str,
+    port: &str,
+) -> Result<Vec<SocketAddr>, Missing> {
     let service = objects.get("", "services", namespace, name).ok_or(Missing::Service)?;
     let ports = list_at(&service, &["spec", "ports"]);
     let wanted = match port {
@@ -50,19 +55,27 @@ fn addresses(endpoints: &Value, port: &str) -> Vec<SocketAddr> {
         let port = list_at(subset, &["ports"]).iter().find(|p| str_at(p, &["name"]) == port);
         let Some(port) = port.and_then(|p| u16::try_from(i64_at(p, &["port"])?).ok()) else { continue };
         let ips = list_at(subset, &["addresses"]).iter();
-        out.extend(ips.filter_map(|a| str_at(a, &["ip"]).parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port)));
+        out.extend(
+            ips.filter_map(|a| str_at(a, &["ip"]).parse::<IpAddr>().ok()).map(|ip| SocketAddr::new(ip, port)),
+        );
     }
     out
 }
 
 /// Where a service named by a webhook is reached: the pods behind it, else its cluster address.
-pub fn service(objects: &dyn Objects, namespace: &str, name: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
+pub fn service(
+    objects: &dyn Objects,
+    namespace: &str,
+    name: &str,
+    port: u16,
+) -> Result<Vec<SocketAddr>, String> {
     match endpoints(objects, namespace, name, &port.to_string()) {
         Ok(addresses) => return Ok(addresses),
         Err(Missing::Service) => return Err(format!("service {name:?} not found")),
         Err(_) => {}
     }
-    let service = objects.get("", "services", namespace, name).ok_or_else(|| format!("service {name:?} not found"))?;
+    let service =
+        objects.get("", "services", namespace, name).ok_or_else(|| format!("service {name:?} not found"))?;
     match str_at(&service, &["spec", "clusterIP"]).parse::<IpAddr>() {
         Ok(ip) => Ok(vec![SocketAddr::new(ip, port)]),
         Err(_) => Err(format!("no endpoints available for service {name:?}")),

@@ -65,9 +65,17 @@ impl Kubelets {
         let port = port(&node);
         let candidates = addresses(&node, &self.address_types);
         let Some(first) = candidates.first() else {
-            return Err(Status::failure(500, "", format!("no preferred addresses found; known addresses: {}", list_at(&node, &["status", "addresses"]).len())));
+            return Err(Status::failure(
+                500,
+                "",
+                format!(
+                    "no preferred addresses found; known addresses: {}",
+                    list_at(&node, &["status", "addresses"]).len()
+                ),
+            ));
         };
-        let mut target = Target { host: (*first).to_string(), port, addresses: vec![], tls: Some(self.tls.clone()) };
+        let mut target =
+            Target { host: (*first).to_string(), port, addresses: vec![], tls: Some(self.tls.clone()) };
         for candidate in &candidates {
             if let Ok(ip) = candidate.parse::<IpAddr>() {
                 target.host = (*candidate).to_string();
@@ -96,8 +104,12 @@ mod tests {
     async fn prefers_addresses_as_told() {
         let o = FakeObjects::default();
         let list = json!([{"type": "Hostname", "address": "no such host.invalid"}, {"type": "InternalIP", "address": "192.0.2.7"}]);
-        o.put("", "nodes", json!({"metadata": {"name": "n"}, "status": {"addresses": list,
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10260}}}}));
+        o.put(
+            "",
+            "nodes",
+            json!({"metadata": {"name": "n"}, "status": {"addresses": list,
+            "daemonEndpoints": {"kubeletEndpoint": {"Port": 10260}}}}),
+        );
         let config = config::Kubelet {
             ca: None,
             client: None,

@@ -80,8 +80,9 @@ fn pod(pod: &Value, id: &Id) -> Result<Target, Status> {
 fn service(objects: &dyn Objects, namespace: &str, id: &Id, whole: &str) -> Result<Target, Status> {
     let name = &id.name;
     if let Ok(number) = id.port.parse::<i64>() {
-        let service =
-            objects.get("", "services", namespace, name).ok_or_else(|| Status::not_found("", "services", name))?;
+        let service = objects
+            .get("", "services", namespace, name)
+            .ok_or_else(|| Status::not_found("", "services", name))?;
         if !list_at(&service, &["spec", "ports"]).iter().any(|p| i64_at(p, &["port"]) == Some(number)) {
             return Err(Status::unavailable(format!("no service port {number} found for service {name:?}")));
         }
@@ -110,7 +111,8 @@ async fn node(kubelets: &Kubelets, objects: &dyn Objects, id: &Id) -> Result<Tar
     if id.port.is_empty() || id.port == own.to_string() {
         return Ok(target);
     }
-    let port = id.port.parse().map_err(|_| Status::bad_request(format!("invalid node request {:?}", id.port)))?;
+    let port =
+        id.port.parse().map_err(|_| Status::bad_request(format!("invalid node request {:?}", id.port)))?;
     let addresses = target.addresses.iter().map(|a| SocketAddr::new(a.ip(), port)).collect();
     let other = if id.scheme == "https" { at(addresses, "https")? } else { at(addresses, "http")? };
     Ok(Target { host: target.host, ..other })
@@ -130,7 +132,10 @@ fn unreachable(e: &Error) -> Status {
 /// Turns a redirect within what is proxied into one that comes by here again.
 fn rewrite(response: &mut Response, prefix: &str, target: &Target) {
     let Some(to) = response.headers().get(header::LOCATION).and_then(|v| v.to_str().ok()) else { return };
-    let own = [format!("{}://{}", target.scheme(), target.authority()), format!("{}://{}", target.scheme(), target.host)];
+    let own = [
+        format!("{}://{}", target.scheme(), target.authority()),
+        format!("{}://{}", target.scheme(), target.host),
+    ];
     let path = match own.iter().find_map(|o| to.strip_prefix(o.as_str())) {
         Some(path) => path,
         None if to.starts_with('/') && !to.starts_with("//") => to,
@@ -150,13 +155,15 @@ async fn proxy(
     let info = &context.info;
     let objects = &*state.objects;
     let singular = info.resource.trim_end_matches('s');
-    let id = split(&info.name).ok_or_else(|| Status::bad_request(format!("invalid {singular} request {:?}", info.name)))?;
+    let id = split(&info.name)
+        .ok_or_else(|| Status::bad_request(format!("invalid {singular} request {:?}", info.name)))?;
     let kind = match singular {
         "node" => "NodeProxyOptions",
         "pod" => "PodProxyOptions",
         _ => "ServiceProxyOptions",
     };
-    super::admit(&state, &context, kind, json!({"kind": kind, "apiVersion": "v1", "path": info.rest})).await?;
+    super::admit(&state, &context, kind, json!({"kind": kind, "apiVersion": "v1", "path": info.rest}))
+        .await?;
     let target = match singular {
         "node" => node(&kubelets, objects, &id).await?,
         "pod" => pod(&*objects.get_latest("", "pods", &info.namespace, &id.name).await?, &id)?,
@@ -166,7 +173,8 @@ async fn proxy(
     let query = context.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
     let rest = rest(raw, !info.namespace.is_empty());
     if wants_upgrade(&context.parts.headers) {
-        return upgrade(&context, &target, &format!("{}{query}", rest.unwrap_or("/")), kubelets.timeout).await;
+        return upgrade(&context, &target, &format!("{}{query}", rest.unwrap_or("/")), kubelets.timeout)
+            .await;
     }
     let Some(rest) = rest else {
         // Relative links need the slash.
@@ -219,12 +227,20 @@ mod tests {
         let o = FakeObjects::default();
         let say = |id: &str| service(&o, "n", &split(id).unwrap(), id).err().map(|s| (s.code, s.message));
         assert_eq!(say("s"), Some((404, "services \"s\" not found".into())));
-        o.put("", "services", json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"ports": [{"port": 80}]}}));
+        o.put(
+            "",
+            "services",
+            json!({"metadata": {"name": "s", "namespace": "n"}, "spec": {"ports": [{"port": 80}]}}),
+        );
         o.put("", "endpoints", json!({"metadata": {"name": "s", "namespace": "n"}}));
         assert_eq!(say("s"), Some((503, "no endpoints available for service \"s\"".into())));
         assert_eq!(say("s:81"), Some((503, "no service port 81 found for service \"s\"".into())));
-        o.put("", "endpoints", json!({"metadata": {"name": "s", "namespace": "n"}, "subsets": [
-            {"addresses": [{"ip": "10.1.0.1"}], "ports": [{"port": 8080}]}]}));
+        o.put(
+            "",
+            "endpoints",
+            json!({"metadata": {"name": "s", "namespace": "n"}, "subsets": [
+            {"addresses": [{"ip": "10.1.0.1"}], "ports": [{"port": 8080}]}]}),
+        );
         assert_eq!(say("s:80"), None);
     }
 

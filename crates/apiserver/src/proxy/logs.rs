@@ -30,7 +30,9 @@ fn validate(tail: Option<i64>, limit: Option<i64>, seconds: Option<i64>, time: b
             &Path::new(""),
             "at most one of `sinceTime` or `sinceSeconds` may be specified",
         )),
-        Some(n) if n < 1 => errs.push(field::invalid(&Path::new("sinceSeconds"), n, "must be greater than 0")),
+        Some(n) if n < 1 => {
+            errs.push(field::invalid(&Path::new("sinceSeconds"), n, "must be greater than 0"))
+        }
         _ => {}
     }
     errs
@@ -75,7 +77,9 @@ fn text_response(body: crate::request::Body) -> Response {
     let mut response = http::Response::new(body);
     let plain = header::HeaderValue::from_static("text/plain");
     response.headers_mut().insert(header::CONTENT_TYPE, plain);
-    response.headers_mut().insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache, private"));
+    response
+        .headers_mut()
+        .insert(header::CACHE_CONTROL, header::HeaderValue::from_static("no-cache, private"));
     response
 }
 
@@ -100,7 +104,11 @@ fn refusal(code: http::StatusCode, text: &str, name: &str) -> Status {
     }
 }
 
-async fn serve(kubelets: Arc<Kubelets>, state: Arc<ServerState>, context: Arc<RequestContext>) -> Result<Response, Status> {
+async fn serve(
+    kubelets: Arc<Kubelets>,
+    state: Arc<ServerState>,
+    context: Arc<RequestContext>,
+) -> Result<Response, Status> {
     let (namespace, name) = (&context.info.namespace, &context.info.name);
     let query = query(&context)?;
     let pod = state.objects.get_latest("", "pods", namespace, name).await?;
@@ -123,7 +131,8 @@ async fn serve(kubelets: Arc<Kubelets>, state: Arc<ServerState>, context: Arc<Re
     let code = response.status();
     if !code.is_success() {
         let body = Limited::new(response.into_body(), 50_000).collect().await;
-        let text = body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_string()).unwrap_or_default();
+        let text =
+            body.map(|b| String::from_utf8_lossy(&b.to_bytes()).trim().to_string()).unwrap_or_default();
         return Err(refusal(code, &text, name));
     }
     Ok(text_response(response.into_body().map_err(Into::into).boxed_unsync()))
@@ -142,8 +151,14 @@ mod tests {
     #[test]
     fn refuses_bad_numbers() {
         let text = |e: ErrorList| e.iter().map(ToString::to_string).collect::<Vec<_>>().join("; ");
-        assert_eq!(text(validate(Some(-1), None, None, false)), "tailLines: Invalid value: -1: must be greater than or equal to 0");
-        assert_eq!(text(validate(None, Some(0), Some(0), false)).matches("must be greater than 0").count(), 2);
+        assert_eq!(
+            text(validate(Some(-1), None, None, false)),
+            "tailLines: Invalid value: -1: must be greater than or equal to 0"
+        );
+        assert_eq!(
+            text(validate(None, Some(0), Some(0), false)).matches("must be greater than 0").count(),
+            2
+        );
         assert!(text(validate(None, None, Some(5), true)).contains("at most one of"));
         assert!(validate(Some(0), Some(1), Some(1), false).is_empty());
     }

@@ -29,7 +29,12 @@ pub fn register(special: &mut SpecialRest, config: &Arc<Config>) -> Result<(), S
 }
 
 /// Asks the admission plug-ins about a connection; `options` are `PodExecOptions` and the like.
-async fn admit(state: &ServerState, context: &RequestContext, kind: &str, options: Value) -> Result<(), Status> {
+async fn admit(
+    state: &ServerState,
+    context: &RequestContext,
+    kind: &str,
+    options: Value,
+) -> Result<(), Status> {
     let info = &context.info;
     let mut request = AdmissionRequest {
         user: context.user.clone(),

@@ -105,7 +105,11 @@ fn options(context: &RequestContext) -> (&'static str, Value) {
     (kind, v)
 }
 
-async fn connect(kubelets: Arc<Kubelets>, state: Arc<ServerState>, context: Arc<RequestContext>) -> Result<Response, Status> {
+async fn connect(
+    kubelets: Arc<Kubelets>,
+    state: Arc<ServerState>,
+    context: Arc<RequestContext>,
+) -> Result<Response, Status> {
     let (namespace, name) = (&context.info.namespace, &context.info.name);
     let (kind, options) = options(&context);
     super::admit(&state, &context, kind, options).await?;
@@ -126,7 +130,8 @@ async fn connect(kubelets: Arc<Kubelets>, state: Arc<ServerState>, context: Arc<
 pub fn register(special: &mut SpecialRest, kubelets: &Arc<Kubelets>) {
     for subresource in ["exec", "attach", "portforward"] {
         let kubelets = kubelets.clone();
-        special.add("", "pods", subresource, "*", move |s, c, _: RequestBody| connect(kubelets.clone(), s, c));
+        special
+            .add("", "pods", subresource, "*", move |s, c, _: RequestBody| connect(kubelets.clone(), s, c));
     }
 }
 
@@ -152,6 +157,9 @@ mod tests {
 
     #[test]
     fn escapes_commands() {
-        assert_eq!(query(&[("command", "echo a&b".into()), ("tty", "1".into())]), "?command=echo+a%26b&tty=1");
+        assert_eq!(
+            query(&[("command", "echo a&b".into()), ("tty", "1".into())]),
+            "?command=echo+a%26b&tty=1"
+        );
     }
 }

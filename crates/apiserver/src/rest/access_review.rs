@@ -11,7 +11,9 @@ use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::json::{get, has, str_at, texts};
-use crate::request::{Attributes, Authorizer, Decision, RequestBody, RequestContext, RequestInfo, Response, UserInfo};
+use crate::request::{
+    Attributes, Authorizer, Decision, RequestBody, RequestContext, RequestInfo, Response, UserInfo,
+};
 use crate::special::SpecialRest;
 use crate::state::ServerState;
 
@@ -47,7 +49,11 @@ fn request_info(spec: &Value) -> RequestInfo {
         };
     }
     let n = get(spec, &["nonResourceAttributes"]);
-    RequestInfo { verb: str_at(n, &["verb"]).into(), path: str_at(n, &["path"]).into(), ..RequestInfo::default() }
+    RequestInfo {
+        verb: str_at(n, &["verb"]).into(),
+        path: str_at(n, &["path"]).into(),
+        ..RequestInfo::default()
+    }
 }
 
 /// Faults of a spec; `user` says whether it must name one.
@@ -122,7 +128,8 @@ async fn review(
         About::Anybody => "SubjectAccessReview",
         About::Local => "LocalSubjectAccessReview",
     };
-    let (gvk, mut object) = body::read(&context, body, state.release, &kinds(kind, &context, state.release)).await?;
+    let (gvk, mut object) =
+        body::read(&context, body, state.release, &kinds(kind, &context, state.release)).await?;
     let spec = get(&object, &["spec"]).clone();
     let mut errs = validate(&spec, about != About::Self_);
     if about == About::Local {
@@ -142,7 +149,9 @@ async fn review(
     if !errs.is_empty() {
         return Err(Status::invalid(GROUP, "", "", &errs));
     }
-    if about == About::Local && str_at(&object, &["spec", "resourceAttributes", "namespace"]) != context.info.namespace {
+    if about == About::Local
+        && str_at(&object, &["spec", "resourceAttributes", "namespace"]) != context.info.namespace
+    {
         return Err(Status::bad_request(format!(
             "spec.resourceAttributes.namespace must match namespace: {}",
             context.info.namespace
@@ -153,7 +162,11 @@ async fn review(
     body::answer(&context, StatusCode::CREATED, state.release, gvk, object)
 }
 
-async fn rules(state: Arc<ServerState>, context: Arc<RequestContext>, body: RequestBody) -> Result<Response, Status> {
+async fn rules(
+    state: Arc<ServerState>,
+    context: Arc<RequestContext>,
+    body: RequestBody,
+) -> Result<Response, Status> {
     let kinds = kinds("SelfSubjectRulesReview", &context, state.release);
     let (gvk, mut object) = body::read(&context, body, state.release, &kinds).await?;
     let namespace = str_at(&object, &["spec", "namespace"]).to_string();

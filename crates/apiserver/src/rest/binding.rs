@@ -35,7 +35,9 @@ fn assign(pod: &mut Value, binding: &Value, now: &str) -> Result<(), Status> {
     for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
         let (wanted, is) = (str_at(binding, &["metadata", field]), str_at(pod, &["metadata", field]));
         if !wanted.is_empty() && wanted != is {
-            return refuse(format!("Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"));
+            return refuse(format!(
+                "Precondition failed: {what} in precondition: {wanted}, {what} in object meta: {is}"
+            ));
         }
     }
     if has(pod, &["metadata", "deletionTimestamp"]) {
@@ -49,7 +51,8 @@ fn assign(pod: &mut Value, binding: &Value, now: &str) -> Result<(), Status> {
     for (k, v) in strings_at(binding, &["metadata", "annotations"]) {
         json::set(pod, &["metadata", "annotations", k], v);
     }
-    let scheduled = json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
+    let scheduled =
+        json!({"type": "PodScheduled", "status": "True", "lastProbeTime": null, "lastTransitionTime": now});
     let conditions = json::ensure_list(pod, &["status", "conditions"]);
     match conditions.iter_mut().find(|c| str_at(c, &["type"]) == "PodScheduled") {
         Some(c) if str_at(c, &["status"]) == "True" => {}
@@ -59,7 +62,11 @@ fn assign(pod: &mut Value, binding: &Value, now: &str) -> Result<(), Status> {
     Ok(())
 }
 
-async fn bind(state: Arc<ServerState>, context: Arc<RequestContext>, body: RequestBody) -> Result<Response, Status> {
+async fn bind(
+    state: Arc<ServerState>,
+    context: Arc<RequestContext>,
+    body: RequestBody,
+) -> Result<Response, Status> {
     let info = &context.info;
     let (_, binding) = body::read(&context, body, state.release, &[KIND]).await?;
     let given = str_at(&binding, &["metadata", "name"]).to_string();
@@ -119,7 +126,10 @@ mod tests {
         let e = assign(&mut pod, &binding, "").unwrap_err();
         assert_eq!(
             (e.code, e.message.as_str()),
-            (409, "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n1\"")
+            (
+                409,
+                "Operation cannot be fulfilled on pods/binding \"p\": pod p is already assigned to node \"n1\""
+            )
         );
         let mut going = json!({"metadata": {"name": "p", "deletionTimestamp": "x"}});
         assert!(assign(&mut going, &binding, "").unwrap_err().message.contains("is being deleted"));

@@ -27,7 +27,11 @@ pub struct Gvk {
 impl Gvk {
     /// `group/version`.
     pub fn api_version(&self) -> String {
-        if self.group.is_empty() { self.version.to_string() } else { format!("{}/{}", self.group, self.version) }
+        if self.group.is_empty() {
+            self.version.to_string()
+        } else {
+            format!("{}/{}", self.group, self.version)
+        }
     }
 
     fn schema(&self, release: Release) -> Result<Schema, Status> {
@@ -72,7 +76,10 @@ pub async fn read(
     })?;
     let gvk = choose(kinds, str_at(&value, &["apiVersion"]), str_at(&value, &["kind"]))?;
     let decoded = decode::from_value(gvk.schema(release)?, value).map_err(|e| {
-        Status::bad_request(format!("{} in version {:?} cannot be handled as a {}: {e}", gvk.kind, gvk.version, gvk.kind))
+        Status::bad_request(format!(
+            "{} in version {:?} cannot be handled as a {}: {e}",
+            gvk.kind, gvk.version, gvk.kind
+        ))
     })?;
     finish(gvk, release, decoded.object)
 }
@@ -87,7 +94,9 @@ fn choose(kinds: &[Gvk], api_version: &str, kind: &str) -> Result<Gvk, Status> {
     if api_version.is_empty() && kind.is_empty() {
         return Ok(first);
     }
-    let fits = |k: &&Gvk| (kind.is_empty() || k.kind == kind) && (api_version.is_empty() || k.api_version() == api_version);
+    let fits = |k: &&Gvk| {
+        (kind.is_empty() || k.kind == kind) && (api_version.is_empty() || k.api_version() == api_version)
+    };
     kinds.iter().find(fits).copied().ok_or_else(|| {
         let (expected, given) = (first.api_version(), api_version);
         Status::bad_request(format!(

@@ -41,7 +41,13 @@ async fn probe(name: &str, port: u16, secure: bool) -> Value {
         Ok((code, body)) if code.is_success() => status(name, true, body),
         Ok((code, _)) => {
             let reason = code.canonical_reason().unwrap_or("");
-            status(name, false, format!("HTTP probe failed with statuscode: {} {reason}", code.as_u16()).trim_end().to_string())
+            status(
+                name,
+                false,
+                format!("HTTP probe failed with statuscode: {} {reason}", code.as_u16())
+                    .trim_end()
+                    .to_string(),
+            )
         }
         Err(e) => status(name, false, format!("Get {url:?}: {e}")),
     }
@@ -86,15 +92,23 @@ fn table(context: &RequestContext, version: &str, objects: &[Value]) -> Option<V
             let object = match context.param("includeObject") {
                 Some("None") => Value::Null,
                 Some("Object") => o.clone(),
-                _ => json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": o["metadata"]}),
+                _ => {
+                    json!({"kind": "PartialObjectMetadata", "apiVersion": version, "metadata": o["metadata"]})
+                }
             };
             json!({"cells": (kind.row)(o, &row_context), "object": object})
         })
         .collect();
-    Some(json!({"kind": "Table", "apiVersion": version, "metadata": {}, "columnDefinitions": columns, "rows": rows}))
+    Some(
+        json!({"kind": "Table", "apiVersion": version, "metadata": {}, "columnDefinitions": columns, "rows": rows}),
+    )
 }
 
-async fn serve(state: Arc<ServerState>, context: Arc<RequestContext>, _: RequestBody) -> Result<Response, Status> {
+async fn serve(
+    state: Arc<ServerState>,
+    context: Arc<RequestContext>,
+    _: RequestBody,
+) -> Result<Response, Status> {
     let form = negotiate::negotiate(context.header(header::ACCEPT), negotiate::ALL, true)?;
     let mut objects = all(&state).await;
     let name = &context.info.name;
@@ -109,7 +123,8 @@ async fn serve(state: Arc<ServerState>, context: Arc<RequestContext>, _: Request
     if context.info.verb == "list"
         && let Some(selector) = context.param("labelSelector").filter(|s| !s.is_empty())
     {
-        let selector = pilothouse_apimachinery::selector::Selector::parse(selector).map_err(Status::bad_request)?;
+        let selector =
+            pilothouse_apimachinery::selector::Selector::parse(selector).map_err(Status::bad_request)?;
         objects.retain(|_| selector.matches(&Value::Null));
     }
     context.warn("v1 ComponentStatus is deprecated in v1.19+");
@@ -143,7 +158,9 @@ mod tests {
         let s = probe("scheduler", port, false).await;
         assert_eq!(
             s["conditions"][0]["message"],
-            format!("Get \"http://127.0.0.1:{port}/healthz\": dial tcp 127.0.0.1:{port}: connect: connection refused")
+            format!(
+                "Get \"http://127.0.0.1:{port}/healthz\": dial tcp 127.0.0.1:{port}: connect: connection refused"
+            )
         );
         assert_eq!(s["conditions"][0]["status"], "False");
     }

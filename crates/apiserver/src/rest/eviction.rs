@@ -73,7 +73,11 @@ fn take(budget: &mut Value, pod: &str, now: &str) -> Result<(), Status> {
     Ok(())
 }
 
-async fn evict(state: Arc<ServerState>, context: Arc<RequestContext>, body: RequestBody) -> Result<Response, Status> {
+async fn evict(
+    state: Arc<ServerState>,
+    context: Arc<RequestContext>,
+    body: RequestBody,
+) -> Result<Response, Status> {
     let newest = state.release > Release::V1_20;
     let kinds: &[Gvk] = if newest { &[V1, V1BETA1] } else { &[V1BETA1] };
     // The shape of v1beta1 is that of v1; a release without v1beta1 in its catalogue reads both as v1.
@@ -83,7 +87,8 @@ async fn evict(state: Arc<ServerState>, context: Arc<RequestContext>, body: Requ
         return Err(Status::bad_request("name in URL does not match name in Eviction object"));
     }
     let mut options = get(&eviction, &["deleteOptions"]).clone();
-    let dry_run = context.param("dryRun") == Some("All") || json::texts(&options, &["dryRun"]).iter().any(|d| d == "All");
+    let dry_run = context.param("dryRun") == Some("All")
+        || json::texts(&options, &["dryRun"]).iter().any(|d| d == "All");
     let pod = state.objects.get_latest("", "pods", namespace, name).await?;
     let mut request = AdmissionRequest {
         user: context.user.clone(),
@@ -171,7 +176,11 @@ mod tests {
         let o = FakeObjects::default();
         let pod = json!({"metadata": {"name": "p", "namespace": "n", "labels": {"a": "b"}}});
         let put = |name: &str, selector: Value| {
-            o.put("policy", "poddisruptionbudgets", json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"selector": selector}}));
+            o.put(
+                "policy",
+                "poddisruptionbudgets",
+                json!({"metadata": {"name": name, "namespace": "n"}, "spec": {"selector": selector}}),
+            );
         };
         put("fits", json!({"matchLabels": {"a": "b"}}));
         put("other", json!({"matchLabels": {"a": "c"}}));

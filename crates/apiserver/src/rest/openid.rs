@@ -3,8 +3,8 @@
 
 use std::sync::Arc;
 
-use http::header::{CACHE_CONTROL, HeaderValue};
 use http::StatusCode;
+use http::header::{CACHE_CONTROL, HeaderValue};
 use serde_json::{Value, json};
 
 use crate::authentication::service_account::keys;

@@ -62,7 +62,8 @@ fn bound_object(
             )));
         }
     };
-    let object = objects.get("", resource, namespace, name).ok_or_else(|| Status::not_found("", resource, name))?;
+    let object =
+        objects.get("", resource, namespace, name).ok_or_else(|| Status::not_found("", resource, name))?;
     if short == "pod" && str_at(&object, &["spec", "serviceAccountName"]) != account {
         return Err(Status::bad_request(format!(
             "cannot bind token for serviceaccount {account:?} to pod running with different serviceaccount name."
@@ -142,7 +143,10 @@ async fn create(
         binding.seconds = EXTENDED;
     }
     let now = jiff::Timestamp::now().as_second();
-    let token = this.issuer.issue(&account, &binding, now).map_err(|e| Status::internal(format!("failed to generate token: {e}")))?;
+    let token = this
+        .issuer
+        .issue(&account, &binding, now)
+        .map_err(|e| Status::internal(format!("failed to generate token: {e}")))?;
     object["status"] = json!({
         "token": token,
         "expirationTimestamp": Timestamp::from_seconds(now + seconds).rfc3339(),

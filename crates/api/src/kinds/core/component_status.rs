@@ -3,9 +3,9 @@
 use pilothouse_apimachinery::json::{list_at, str_at};
 use serde_json::Value;
 
-use crate::kinds::columns::{AGE, NAME, text};
+use crate::kinds::columns::{NAME, text};
 use crate::kinds::{Kind, RowContext, Version};
-use crate::table::{age_cell, name_cell};
+use crate::table::name_cell;
 
 /// The kind.
 pub static COMPONENT_STATUS: Kind = Kind {
@@ -17,13 +17,12 @@ pub static COMPONENT_STATUS: Kind = Kind {
         text("Status", "Status of the component conditions"),
         text("Message", "Message of the component conditions"),
         text("Error", "Error of the component conditions"),
-        AGE,
     ],
     row,
     ..Kind::new("ComponentStatus", "componentstatuses", "componentstatus", &[Version::always("", "v1")])
 };
 
-fn row(object: &Value, context: &RowContext) -> Vec<Value> {
+fn row(object: &Value, _context: &RowContext) -> Vec<Value> {
     let healthy = list_at(object, &["conditions"]).iter().find(|c| str_at(c, &["type"]) == "Healthy");
     let (status, message, error) = match healthy {
         None => ("Unknown", "", ""),
@@ -33,7 +32,7 @@ fn row(object: &Value, context: &RowContext) -> Vec<Value> {
             str_at(c, &["error"]),
         ),
     };
-    vec![name_cell(object), status.into(), message.into(), error.into(), age_cell(object, context)]
+    vec![name_cell(object), status.into(), message.into(), error.into()]
 }
 
 #[cfg(test)]

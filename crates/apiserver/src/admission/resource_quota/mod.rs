@@ -15,7 +15,6 @@ use crate::json::{get, set, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
 
 /// The plug-in.
-#[derive(Default)]
 pub struct ResourceQuota;
 
 fn shown(amounts: &Amounts) -> String {
@@ -74,12 +73,17 @@ fn refund(quota: &mut Value, cost: &Amounts) {
 
 /// Whether a request can cost something.
 fn is_counted(r: &AdmissionRequest) -> bool {
-    if r.namespace.is_empty() || !r.subresource.is_empty() || (r.group.is_empty() && r.resource == "namespaces") {
+    if r.namespace.is_empty()
+        || !r.subresource.is_empty()
+        || (r.group.is_empty() && r.resource == "namespaces")
+    {
         return false;
     }
     match r.operation {
         Operation::Create => true,
-        Operation::Update => r.group.is_empty() && matches!(r.resource.as_str(), "services" | "persistentvolumeclaims"),
+        Operation::Update => {
+            r.group.is_empty() && matches!(r.resource.as_str(), "services" | "persistentvolumeclaims")
+        }
         _ => false,
     }
 }
@@ -115,7 +119,11 @@ impl Plugin for ResourceQuota {
             let hard = amounts(get(q, &["status", "hard"]));
             let unstated = if r.resource == "pods" { usage::unstated(&r.object, &hard) } else { Vec::new() };
             if !unstated.is_empty() {
-                let why = format!("failed quota: {}: must specify {}", str_at(q, &["metadata", "name"]), unstated.join(","));
+                let why = format!(
+                    "failed quota: {}: must specify {}",
+                    str_at(q, &["metadata", "name"]),
+                    unstated.join(",")
+                );
                 return Err(super::forbidden(r, why));
             }
             // What the cache says decides unless it says no: it may not know yet what was given back.
@@ -130,13 +138,16 @@ impl Plugin for ResourceQuota {
         for q in &quotas {
             let name = str_at(q, &["metadata", "name"]);
             let change = |q: &mut Value| charge(q, &cost).map_err(|why| super::forbidden(r, why));
-            if let Err(e) = objects.update("", "resourcequotas", "status", &r.namespace, name, &change).await {
+            if let Err(e) = objects.update("", "resourcequotas", "status", &r.namespace, name, &change).await
+            {
                 for name in charged {
                     let back = |q: &mut Value| {
                         refund(q, &cost);
                         Ok(())
                     };
-                    if let Err(e) = objects.update("", "resourcequotas", "status", &r.namespace, name, &back).await {
+                    if let Err(e) =
+                        objects.update("", "resourcequotas", "status", &r.namespace, name, &back).await
+                    {
                         tracing::debug!("quota {name} is corrected by its controller: {e}");
                     }
                 }
@@ -166,7 +177,11 @@ mod tests {
     #[tokio::test]
     async fn charges_and_refuses() {
         let o = FakeObjects::default();
-        o.put("", "resourcequotas", quota("q", json!({"pods": "2", "requests.cpu": "1"}), json!({"pods": "1", "requests.cpu": "0"})));
+        o.put(
+            "",
+            "resourcequotas",
+            quota("q", json!({"pods": "2", "requests.cpu": "1"}), json!({"pods": "1", "requests.cpu": "0"})),
+        );
         let ask = pod(json!({"requests": {"cpu": "500m"}}));
         ResourceQuota.validate(&ask, &o).await.unwrap();
         let q = o.get("", "resourcequotas", "n", "q").unwrap();

@@ -57,9 +57,9 @@ pub fn counts(quota: &Value, resource: &str, object: &Value) -> bool {
     }
     resource == "pods"
         && scopes.iter().all(|s| matches_one(object, s, "Exists", &[]))
-        && selector
-            .iter()
-            .all(|e| matches_one(object, str_at(e, &["scopeName"]), str_at(e, &["operator"]), &texts(e, &["values"])))
+        && selector.iter().all(|e| {
+            matches_one(object, str_at(e, &["scopeName"]), str_at(e, &["operator"]), &texts(e, &["values"]))
+        })
 }
 
 #[cfg(test)]
@@ -71,8 +71,13 @@ mod tests {
     fn matches_scopes() {
         let pod = json!({"spec": {"priorityClassName": "high", "containers": [{"resources": {"limits": {"cpu": "1"}}}]}});
         let scoped = |s: &str| json!({"spec": {"scopes": [s]}});
-        assert!(counts(&scoped("NotBestEffort"), "pods", &pod) && !counts(&scoped("BestEffort"), "pods", &pod));
-        assert!(counts(&scoped("NotTerminating"), "pods", &pod) && !counts(&scoped("NotTerminating"), "services", &pod));
+        assert!(
+            counts(&scoped("NotBestEffort"), "pods", &pod) && !counts(&scoped("BestEffort"), "pods", &pod)
+        );
+        assert!(
+            counts(&scoped("NotTerminating"), "pods", &pod)
+                && !counts(&scoped("NotTerminating"), "services", &pod)
+        );
         let by_class = |op: &str| json!({"spec": {"scopeSelector": {"matchExpressions": [{"scopeName": "PriorityClass", "operator": op, "values": ["high"]}]}}});
         assert!(counts(&by_class("In"), "pods", &pod) && !counts(&by_class("NotIn"), "pods", &pod));
         assert!(counts(&json!({}), "services", &pod));

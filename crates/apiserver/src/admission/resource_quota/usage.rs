@@ -109,7 +109,8 @@ pub fn usage(group: &str, resource: &str, object: &Value) -> Amounts {
     if object.is_null() {
         return out;
     }
-    let counted = if group.is_empty() { format!("count/{resource}") } else { format!("count/{resource}.{group}") };
+    let counted =
+        if group.is_empty() { format!("count/{resource}") } else { format!("count/{resource}.{group}") };
     out.insert(counted, count(1));
     match (group, resource) {
         ("", "pods") if !has_ended(object) => pod(object, &mut out),
@@ -138,7 +139,8 @@ pub fn increase(group: &str, resource: &str, new: &Value, old: &Value) -> Amount
 /// Compute resources that a quota bounds and that some container of a pod does not state.
 pub fn unstated(pod: &Value, bounded: &Amounts) -> Vec<String> {
     let mut out: Vec<String> = Vec::new();
-    let containers = list_at(pod, &["spec", "containers"]).iter().chain(list_at(pod, &["spec", "initContainers"]));
+    let containers =
+        list_at(pod, &["spec", "containers"]).iter().chain(list_at(pod, &["spec", "initContainers"]));
     for c in containers {
         for name in bounded.keys() {
             let (which, resource) = match name.as_str() {
@@ -177,17 +179,29 @@ mod tests {
         );
         let ended = json!({"status": {"phase": "Failed"}});
         assert_eq!(shown(&usage("", "pods", &ended)), "count/pods=1");
-        assert_eq!(unstated(&p, &amounts(&json!({"limits.cpu": "1", "requests.cpu": "1", "pods": "3"}))), ["limits.cpu"]);
+        assert_eq!(
+            unstated(&p, &amounts(&json!({"limits.cpu": "1", "requests.cpu": "1", "pods": "3"}))),
+            ["limits.cpu"]
+        );
     }
 
     #[test]
     fn services_and_claims() {
         let s = json!({"spec": {"type": "LoadBalancer", "ports": [{}, {}]}});
-        assert_eq!(shown(&usage("", "services", &s)), "count/services=1,services=1,services.loadbalancers=1,services.nodeports=2");
+        assert_eq!(
+            shown(&usage("", "services", &s)),
+            "count/services=1,services=1,services.loadbalancers=1,services.nodeports=2"
+        );
         let old = json!({"spec": {"type": "ClusterIP", "ports": [{}]}});
-        assert_eq!(shown(&increase("", "services", &s, &old)), "services.loadbalancers=1,services.nodeports=2");
+        assert_eq!(
+            shown(&increase("", "services", &s, &old)),
+            "services.loadbalancers=1,services.nodeports=2"
+        );
         let c = json!({"spec": {"storageClassName": "fast", "resources": {"requests": {"storage": "2Gi"}}}});
-        assert!(shown(&usage("", "persistentvolumeclaims", &c)).contains("fast.storageclass.storage.k8s.io/requests.storage=2Gi"));
+        assert!(
+            shown(&usage("", "persistentvolumeclaims", &c))
+                .contains("fast.storageclass.storage.k8s.io/requests.storage=2Gi")
+        );
         assert_eq!(shown(&usage("apps", "deployments", &json!({}))), "count/deployments.apps=1");
     }
 }

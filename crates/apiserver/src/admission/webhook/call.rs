@@ -50,7 +50,12 @@ impl Clients {
     }
 
     /// Where a webhook is reached, with path and query.
-    fn target(&self, webhook: &Value, objects: &dyn Objects, seconds: i64) -> Result<(Target, String), String> {
+    fn target(
+        &self,
+        webhook: &Value,
+        objects: &dyn Objects,
+        seconds: i64,
+    ) -> Result<(Target, String), String> {
         let config = get(webhook, &["clientConfig"]);
         let tls = self.get(str_at(config, &["caBundle"]))?;
         let url = str_at(config, &["url"]);
@@ -65,14 +70,18 @@ impl Clients {
         let port = i64_at(config, &["service", "port"]).and_then(|p| u16::try_from(p).ok()).unwrap_or(443);
         let path = format!("/{}", service("path").trim_start_matches('/'));
         let host = format!("{name}.{namespace}.svc");
-        let addresses = resolve::service(objects, namespace, name, port).map_err(|why| {
-            format!("Post \"https://{host}:{port}{path}?timeout={seconds}s\": {why}")
-        })?;
+        let addresses = resolve::service(objects, namespace, name, port)
+            .map_err(|why| format!("Post \"https://{host}:{port}{path}?timeout={seconds}s\": {why}"))?;
         Ok((Target { host, port, addresses, tls: Some(tls) }, format!("{path}?timeout={seconds}s")))
     }
 
     /// Sends a review and reads the answer. The error's text is what stands behind `failed calling webhook "x": `.
-    pub async fn call(&self, webhook: &Value, objects: &dyn Objects, review: &Value) -> Result<Answer, String> {
+    pub async fn call(
+        &self,
+        webhook: &Value,
+        objects: &dyn Objects,
+        review: &Value,
+    ) -> Result<Answer, String> {
         let seconds = i64_at(webhook, &["timeoutSeconds"]).unwrap_or(10);
         let (target, path) = self.target(webhook, objects, seconds)?;
         let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or(10));
@@ -86,7 +95,10 @@ impl Clients {
                 "the server could not find the requested resource".to_string()
             } else {
                 let text = String::from_utf8_lossy(&body);
-                format!("an error on the server ({:?}) has prevented the request from succeeding", text.trim())
+                format!(
+                    "an error on the server ({:?}) has prevented the request from succeeding",
+                    text.trim()
+                )
             });
         }
         let answer: Value = serde_json::from_slice(&body).map_err(|e| format!("invalid response: {e}"))?;
@@ -119,7 +131,10 @@ fn read(answer: &Value, review: &Value) -> Result<Answer, String> {
         text => Some(STANDARD.decode(text).map_err(|e| format!("response.patch: {e}"))?),
     };
     let patch_type = str_at(response, &["patchType"]);
-    if patch.is_some() && patch_type != "JSONPatch" && !(patch_type.is_empty() && version != "admission.k8s.io/v1") {
+    if patch.is_some()
+        && patch_type != "JSONPatch"
+        && !(patch_type.is_empty() && version != "admission.k8s.io/v1")
+    {
         return Err(format!("webhook returned response.patch but not response.patchType: {patch_type:?}"));
     }
     Ok(Answer {
@@ -131,7 +146,13 @@ fn read(answer: &Value, review: &Value) -> Result<Answer, String> {
 }
 
 /// A review of a request, with its objects in `version`.
-pub fn review(webhook: &Value, r: &AdmissionRequest, version: &str, object: Value, old: Value) -> Option<Value> {
+pub fn review(
+    webhook: &Value,
+    r: &AdmissionRequest,
+    version: &str,
+    object: Value,
+    old: Value,
+) -> Option<Value> {
     let speaks = texts(webhook, &["admissionReviewVersions"]);
     let review_version = speaks.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1"))?;
     let gvk = |version: &str| json!({"group": r.group, "version": version, "kind": r.kind});
@@ -162,7 +183,9 @@ pub fn review(webhook: &Value, r: &AdmissionRequest, version: &str, object: Valu
         request["subResource"] = json!(r.subresource);
         request["requestSubResource"] = json!(r.subresource);
     }
-    Some(json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{review_version}"), "request": request}))
+    Some(
+        json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{review_version}"), "request": request}),
+    )
 }
 
 /// What a webhook's refusal is to the client.
@@ -173,9 +196,11 @@ pub fn denial(name: &str, status: &Value) -> Status {
         ("", reason) => format!("{by}: {reason}"),
         (message, _) => format!("{by}: {message}"),
     };
-    let code = i64_at(status, &["code"]).and_then(|c| u16::try_from(c).ok()).filter(|c| *c >= 400).unwrap_or(400);
+    let code =
+        i64_at(status, &["code"]).and_then(|c| u16::try_from(c).ok()).filter(|c| *c >= 400).unwrap_or(400);
     let mut out = Status::failure(code, str_at(status, &["reason"]), message);
-    out.details = status.get("details").filter(|d| d.is_object()).and_then(|d| serde_json::from_value(d.clone()).ok());
+    out.details =
+        status.get("details").filter(|d| d.is_object()).and_then(|d| serde_json::from_value(d.clone()).ok());
     out
 }
 
@@ -194,7 +219,11 @@ mod tests {
         let answer = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});
         let good = read(&answer(json!({"uid": uid, "allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode("[]")})), &asked).unwrap();
         assert_eq!((good.allowed, good.patch.as_deref()), (true, Some(&b"[]"[..])));
-        assert!(read(&answer(json!({"uid": "x", "allowed": true})), &asked).unwrap_err().contains("expected response.uid"));
+        assert!(
+            read(&answer(json!({"uid": "x", "allowed": true})), &asked)
+                .unwrap_err()
+                .contains("expected response.uid")
+        );
         assert!(read(&answer(Value::Null), &asked).unwrap_err().contains("absent"));
     }
 
@@ -203,6 +232,9 @@ mod tests {
         let d = denial("w", &json!({"message": "no", "code": 418}));
         assert_eq!((d.code, d.message.as_str()), (418, "admission webhook \"w\" denied the request: no"));
         let d = denial("w", &Value::Null);
-        assert_eq!((d.code, d.message.as_str()), (400, "admission webhook \"w\" denied the request without explanation"));
+        assert_eq!(
+            (d.code, d.message.as_str()),
+            (400, "admission webhook \"w\" denied the request without explanation")
+        );
     }
 }

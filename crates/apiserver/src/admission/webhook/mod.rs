@@ -54,7 +54,10 @@ impl Webhooks {
     /// Whether webhooks are asked at all: never about their own configuration.
     fn concerns(r: &AdmissionRequest) -> bool {
         !(r.group == GROUP
-            && matches!(r.resource.as_str(), "mutatingwebhookconfigurations" | "validatingwebhookconfigurations"))
+            && matches!(
+                r.resource.as_str(),
+                "mutatingwebhookconfigurations" | "validatingwebhookconfigurations"
+            ))
     }
 
     /// Further versions in which a resource is served.
@@ -75,7 +78,8 @@ impl Webhooks {
         if let Some(resource) = self.scheme.resource(&r.group, version, &r.resource) {
             resource.from_hub(&mut out);
         }
-        let api_version = if r.group.is_empty() { version.to_string() } else { format!("{}/{version}", r.group) };
+        let api_version =
+            if r.group.is_empty() { version.to_string() } else { format!("{}/{version}", r.group) };
         out["apiVersion"] = api_version.into();
         out["kind"] = r.kind.clone().into();
         out
@@ -108,7 +112,8 @@ impl Webhooks {
         if r.dry_run && !matches!(str_at(webhook, &["sideEffects"]), "None" | "NoneOnDryRun") {
             return Err(Status::bad_request(format!("admission webhook {name:?} does not support dry run")));
         }
-        let (object, old) = (self.versioned(r, version, &r.object), self.versioned(r, version, &r.old_object));
+        let (object, old) =
+            (self.versioned(r, version, &r.object), self.versioned(r, version, &r.old_object));
         let result = match call::review(webhook, r, version, object, old) {
             Some(review) => self.clients.call(webhook, &*self.objects, &review).await,
             None => Err("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into()),
@@ -124,7 +129,12 @@ impl Webhooks {
     }
 
     /// Lets one webhook change the request's object; whether it has.
-    async fn mutate(&self, webhook: &Value, r: &mut AdmissionRequest, others: &[String]) -> Result<bool, Status> {
+    async fn mutate(
+        &self,
+        webhook: &Value,
+        r: &mut AdmissionRequest,
+        others: &[String],
+    ) -> Result<bool, Status> {
         let name = str_at(webhook, &["name"]).to_string();
         let Some((version, outcome)) = self.ask(webhook, r, others).await? else { return Ok(false) };
         let version = version.to_string();

@@ -41,7 +41,8 @@ fn fits(rule: &Value, r: &AdmissionRequest) -> bool {
 /// in which the resource is served, for webhooks that take equivalent requests.
 pub fn version<'a>(webhook: &Value, r: &'a AdmissionRequest, others: &'a [String]) -> Option<&'a str> {
     let fitting: Vec<&Value> = list_at(webhook, &["rules"]).iter().filter(|rule| fits(rule, r)).collect();
-    let wants = |v: &str| fitting.iter().any(|rule| texts(rule, &["apiVersions"]).iter().any(|x| x == "*" || x == v));
+    let wants =
+        |v: &str| fitting.iter().any(|rule| texts(rule, &["apiVersions"]).iter().any(|x| x == "*" || x == v));
     if wants(&r.version) {
         return Some(&r.version);
     }
@@ -72,7 +73,10 @@ pub fn selected(webhook: &Value, r: &AdmissionRequest, objects: &dyn Objects) ->
     };
     let selector = get(webhook, &["objectSelector"]);
     in_namespace
-        && [&r.object, &r.old_object].into_iter().filter(|o| !o.is_null()).any(|o| matches(selector, &labels(o)))
+        && [&r.object, &r.old_object]
+            .into_iter()
+            .filter(|o| !o.is_null())
+            .any(|o| matches(selector, &labels(o)))
         || (in_namespace && r.object.is_null() && r.old_object.is_null() && matches(selector, &Value::Null))
 }
 
@@ -89,7 +93,12 @@ mod tests {
 
     #[test]
     fn finds_the_version_to_send() {
-        let mut r = test_create("apps", "deployments", "Deployment", json!({"metadata": {"name": "d", "namespace": "n"}}));
+        let mut r = test_create(
+            "apps",
+            "deployments",
+            "Deployment",
+            json!({"metadata": {"name": "d", "namespace": "n"}}),
+        );
         let rule = |versions: Value, resources: Value| json!({"operations": ["CREATE"], "apiGroups": ["apps"], "apiVersions": versions, "resources": resources, "scope": "*"});
         let others = ["v1beta1".to_string()];
         assert_eq!(version(&hook(rule(json!(["v1"]), json!(["deployments"]))), &r, &others), Some("v1"));
@@ -107,7 +116,12 @@ mod tests {
     fn selects_by_labels() {
         let o = FakeObjects::default();
         o.put("", "namespaces", json!({"metadata": {"name": "n", "labels": {"inject": "yes"}}}));
-        let r = test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n", "labels": {"a": "b"}}}));
+        let r = test_create(
+            "",
+            "pods",
+            "Pod",
+            json!({"metadata": {"name": "p", "namespace": "n", "labels": {"a": "b"}}}),
+        );
         let by = |field: &str, k: &str, v: &str| json!({field: {"matchLabels": {k: v}}});
         assert!(selected(&by("namespaceSelector", "inject", "yes"), &r, &o));
         assert!(!selected(&by("namespaceSelector", "inject", "no"), &r, &o));

@@ -9,7 +9,9 @@ use std::sync::Arc;
 use super::rules::{Rule, compact, missing, quoted, show};
 use super::{GROUP, Rbac};
 use crate::json::{list_at, str_at};
-use crate::request::{AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo, UserInfo};
+use crate::request::{
+    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo, UserInfo,
+};
 
 /// Checks writes of roles and bindings. Not one of Kubernetes' admission plug-ins (there the registry does it), but it
 /// acts in the same place: after all changes, before validation.
@@ -65,7 +67,10 @@ impl Escalation {
                 Rule { verbs: star(), urls: star(), ..Rule::default() },
             ];
             if !missing(&held(), &everything).is_empty() {
-                return Err(Self::refuse(request, "must have cluster-admin privileges to use the aggregationRule"));
+                return Err(Self::refuse(
+                    request,
+                    "must have cluster-admin privileges to use the aggregationRule",
+                ));
             }
         }
         if request.operation == Operation::Update
@@ -80,7 +85,8 @@ impl Escalation {
     }
 
     async fn binding(&self, request: &AdmissionRequest) -> Result<(), Status> {
-        let (kind, name) = (str_at(&request.object, &["roleRef", "kind"]), str_at(&request.object, &["roleRef", "name"]));
+        let (kind, name) =
+            (str_at(&request.object, &["roleRef", "kind"]), str_at(&request.object, &["roleRef", "name"]));
         let (resource, namespace, singular) = match kind {
             "Role" => ("roles", request.namespace.as_str(), "role"),
             "ClusterRole" => ("clusterroles", "", "clusterrole"),
@@ -90,7 +96,8 @@ impl Escalation {
             return Ok(());
         }
         let index = self.rbac.index();
-        let wanted = index.role_rules(namespace, name).ok_or_else(|| Status::not_found(GROUP, singular, name))?;
+        let wanted =
+            index.role_rules(namespace, name).ok_or_else(|| Status::not_found(GROUP, singular, name))?;
         match complaint(&request.user, &self.rbac.rules_of(&request.user, &request.namespace), wanted) {
             Some(why) => Err(Self::refuse(request, &why)),
             None => Ok(()),
@@ -130,7 +137,9 @@ impl Plugin for Escalation {
         if request.user.groups.iter().any(|g| g == "system:masters") {
             return Ok(());
         }
-        if request.operation == Operation::Update && only_garbage_collection(&request.object, &request.old_object) {
+        if request.operation == Operation::Update
+            && only_garbage_collection(&request.object, &request.old_object)
+        {
             return Ok(());
         }
         match request.resource.as_str() {
@@ -147,8 +156,14 @@ mod tests {
 
     #[test]
     fn lists_missing_rules() {
-        let user = UserInfo { name: "jane".into(), groups: vec!["devs".into(), "system:authenticated".into()], ..Default::default() };
-        let want = Rule::from_value(&json!({"verbs": ["get", "list"], "apiGroups": ["", "apps"], "resources": ["pods"]}));
+        let user = UserInfo {
+            name: "jane".into(),
+            groups: vec!["devs".into(), "system:authenticated".into()],
+            ..Default::default()
+        };
+        let want = Rule::from_value(
+            &json!({"verbs": ["get", "list"], "apiGroups": ["", "apps"], "resources": ["pods"]}),
+        );
         assert_eq!(
             complaint(&user, &[], std::slice::from_ref(&want)).unwrap(),
             "user \"jane\" (groups=[\"devs\" \"system:authenticated\"]) is attempting to grant RBAC permissions not currently held:\n\

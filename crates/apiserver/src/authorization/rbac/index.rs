@@ -84,7 +84,8 @@ impl Index {
         bindings: Vec<Arc<Value>>,
     ) {
         for object in cluster_roles.into_iter().chain(roles) {
-            let (namespace, name) = (str_at(&object, &["metadata", "namespace"]), str_at(&object, &["metadata", "name"]));
+            let (namespace, name) =
+                (str_at(&object, &["metadata", "namespace"]), str_at(&object, &["metadata", "name"]));
             let known = old.role(namespace, name).filter(|r| Arc::ptr_eq(&r.object, &object));
             let rules = known.map_or_else(|| Rule::of_role(&object).into(), |r| r.rules.clone());
             let (namespace, name) = (namespace.to_string(), name.to_string());
@@ -118,9 +119,9 @@ impl Index {
         keys.extend(user.groups.iter().cloned().map(Subject::Group));
         let local = self.namespaces.get(namespace).filter(|_| !namespace.is_empty());
         let maps = [Some(&self.cluster), local];
-        maps.into_iter().flatten().flat_map(move |map| {
-            keys.iter().filter_map(|k| map.get(k)).flatten().collect::<Vec<_>>()
-        })
+        maps.into_iter()
+            .flatten()
+            .flat_map(move |map| keys.iter().filter_map(|k| map.get(k)).flatten().collect::<Vec<_>>())
     }
 }
 
@@ -135,7 +136,8 @@ fn add(map: &mut BySubject, binding: Arc<Value>) {
             "User" => Subject::User(name.to_string()),
             "Group" => Subject::Group(name.to_string()),
             "ServiceAccount" => {
-                let ns = Some(str_at(subject, &["namespace"])).filter(|n| !n.is_empty()).unwrap_or(&namespace);
+                let ns =
+                    Some(str_at(subject, &["namespace"])).filter(|n| !n.is_empty()).unwrap_or(&namespace);
                 if ns.is_empty() {
                     continue;
                 }

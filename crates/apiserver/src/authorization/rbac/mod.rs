@@ -11,7 +11,7 @@ pub mod rules;
 
 use std::sync::Arc;
 
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 
 use self::index::Index;
 use self::rules::Rule;
@@ -27,27 +27,40 @@ const RESOURCES: [&str; 4] = ["clusterroles", "clusterrolebindings", "roles", "r
 pub struct Rbac {
     objects: Arc<dyn Objects>,
     index: RwLock<([u64; 4], Arc<Index>)>,
+    /// Held while the index is made: one request does it, the others wait for it.
+    making: Mutex<()>,
 }
 
 impl Rbac {
     /// An authorizer over the stored roles and bindings.
     pub fn new(objects: Arc<dyn Objects>) -> Rbac {
-        Rbac { objects, index: RwLock::new(([u64::MAX; 4], Arc::default())) }
+        Rbac { objects, index: RwLock::new(([u64::MAX; 4], Arc::default())), making: Mutex::default() }
     }
 
     /// The index, up to date with the watch cache.
     pub fn index(&self) -> Arc<Index> {
-        let revisions = RESOURCES.map(|r| self.objects.revision(GROUP, r));
-        let old = {
+        let fresh = || {
+            let revisions = RESOURCES.map(|r| self.objects.revision(GROUP, r));
             let current = self.index.read();
-            if current.0 == revisions {
-                return current.1.clone();
-            }
-            current.1.clone()
+            if current.0 == revisions { Ok(current.1.clone()) } else { Err((revisions, current.1.clone())) }
+        };
+        if let Ok(index) = fresh() {
+            return index;
+        }
+        let _making = self.making.lock();
+        let (revisions, old) = match fresh() {
+            Ok(index) => return index,
+            Err(stale) => stale,
         };
         let mut made = Index::default();
         let list = |r: &str| self.objects.list(GROUP, r, "");
-        made.fill(&old, list("clusterroles"), list("roles"), list("clusterrolebindings"), list("rolebindings"));
+        made.fill(
+            &old,
+            list("clusterroles"),
+            list("roles"),
+            list("clusterrolebindings"),
+            list("rolebindings"),
+        );
         let made = Arc::new(made);
         // Revisions were read before the lists, so an index can be newer than it says, never older.
         *self.index.write() = (revisions, made.clone());
@@ -104,7 +117,11 @@ mod tests {
     use serde_json::json;
 
     fn user(name: &str, groups: &[&str]) -> UserInfo {
-        UserInfo { name: name.into(), groups: groups.iter().map(|g| g.to_string()).collect(), ..Default::default() }
+        UserInfo {
+            name: name.into(),
+            groups: groups.iter().map(|g| g.to_string()).collect(),
+            ..Default::default()
+        }
     }
 
     fn get(resource: &str, namespace: &str) -> RequestInfo {
@@ -158,11 +175,20 @@ mod tests {
     #[test]
     fn groups_and_service_accounts() {
         let (o, rbac) = world();
-        o.put(GROUP, "clusterrolebindings", bind("g", "ClusterRole", "reader", json!({"kind": "Group", "name": "devs"})));
         o.put(
             GROUP,
             "clusterrolebindings",
-            bind("s", "ClusterRole", "reader", json!({"kind": "ServiceAccount", "name": "bot", "namespace": "a"})),
+            bind("g", "ClusterRole", "reader", json!({"kind": "Group", "name": "devs"})),
+        );
+        o.put(
+            GROUP,
+            "clusterrolebindings",
+            bind(
+                "s",
+                "ClusterRole",
+                "reader",
+                json!({"kind": "ServiceAccount", "name": "bot", "namespace": "a"}),
+            ),
         );
         assert_eq!(ask(&rbac, &user("x", &["devs"]), &get("pods", "z")), Decision::Allow);
         assert_eq!(ask(&rbac, &user("system:serviceaccount:a:bot", &[]), &get("pods", "")), Decision::Allow);
@@ -173,7 +199,11 @@ mod tests {
     #[test]
     fn a_missing_role_is_told() {
         let (o, rbac) = world();
-        o.put(GROUP, "clusterrolebindings", bind("g", "ClusterRole", "gone", json!({"kind": "User", "name": "u"})));
+        o.put(
+            GROUP,
+            "clusterrolebindings",
+            bind("g", "ClusterRole", "gone", json!({"kind": "User", "name": "u"})),
+        );
         assert_eq!(
             ask(&rbac, &user("u", &[]), &get("pods", "")),
             Decision::NoOpinion(r#"RBAC: clusterrole.rbac.authorization.k8s.io "gone" not found"#.into())

@@ -74,7 +74,8 @@ struct BindingRow {
 }
 
 static POLICY: LazyLock<Policy> = LazyLock::new(|| {
-    serde_yaml_ng::from_str(include_str!("policy.yaml")).expect("the policy is part of the program and has a test")
+    serde_yaml_ng::from_str(include_str!("policy.yaml"))
+        .expect("the policy is part of the program and has a test")
 });
 
 fn served(since: &str, release: Release) -> bool {
@@ -140,7 +141,9 @@ impl BindingRow {
         let mut subjects: Vec<Value> = self.users.iter().map(|n| person("User", n)).collect();
         subjects.extend(self.groups.iter().map(|n| person("Group", n)));
         let accounts = self.service_accounts.iter();
-        subjects.extend(accounts.map(|n| json!({"kind": "ServiceAccount", "name": n, "namespace": "kube-system"})));
+        subjects.extend(
+            accounts.map(|n| json!({"kind": "ServiceAccount", "name": n, "namespace": "kube-system"})),
+        );
         let mut v = json!({
             "kind": kind,
             "apiVersion": "rbac.authorization.k8s.io/v1",
@@ -162,7 +165,8 @@ pub fn bootstrap_objects(release: Release) -> Vec<(&'static str, Value)> {
     out.extend(roles(&p.cluster_roles).map(|r| ("clusterroles", r.object(release))));
     out.extend(roles(&p.roles).map(|r| ("roles", r.object(release))));
     out.extend(p.cluster_role_bindings.iter().map(|b| ("clusterrolebindings", b.object())));
-    let controllers = roles(&p.cluster_roles).filter_map(|r| Some((r, r.name.strip_prefix("system:controller:")?)));
+    let controllers =
+        roles(&p.cluster_roles).filter_map(|r| Some((r, r.name.strip_prefix("system:controller:")?)));
     out.extend(controllers.map(|(r, account)| {
         let row = BindingRow {
             namespace: String::new(),
@@ -216,7 +220,9 @@ fn reconcile(stored: &mut Value, expected: &Value) -> bool {
         }
     }
     for subject in list_at(expected, &["subjects"]) {
-        let same = |s: &Value| ["kind", "name", "namespace"].iter().all(|f| str_at(s, &[f]) == str_at(subject, &[f]));
+        let same = |s: &Value| {
+            ["kind", "name", "namespace"].iter().all(|f| str_at(s, &[f]) == str_at(subject, &[f]))
+        };
         if !list_at(stored, &["subjects"]).iter().any(same) {
             json::ensure_list(stored, &["subjects"]).push(subject.clone());
             changed = true;
@@ -226,7 +232,8 @@ fn reconcile(stored: &mut Value, expected: &Value) -> bool {
 }
 
 async fn ensure(objects: &dyn Objects, resource: &str, expected: Value) -> Result<(), Status> {
-    let (namespace, name) = (str_at(&expected, &["metadata", "namespace"]), str_at(&expected, &["metadata", "name"]));
+    let (namespace, name) =
+        (str_at(&expected, &["metadata", "namespace"]), str_at(&expected, &["metadata", "name"]));
     if let Some(stored) = objects.get(GROUP, resource, namespace, name) {
         // A binding to another role cannot be changed, only made anew.
         if expected.get("roleRef").is_some_and(|r| stored.get("roleRef") != Some(r)) {
@@ -251,8 +258,10 @@ async fn ensure(objects: &dyn Objects, resource: &str, expected: Value) -> Resul
 
 /// Creates what is missing and completes what is there.
 pub async fn run(objects: &dyn Objects, release: Release) -> Result<(), Status> {
-    let all: Vec<BoxFuture<'_, Result<(), Status>>> =
-        bootstrap_objects(release).into_iter().map(|(r, expected)| ensure(objects, r, expected).boxed()).collect();
+    let all: Vec<BoxFuture<'_, Result<(), Status>>> = bootstrap_objects(release)
+        .into_iter()
+        .map(|(r, expected)| ensure(objects, r, expected).boxed())
+        .collect();
     stream::iter(all).buffer_unordered(32).try_collect::<()>().await
 }
 

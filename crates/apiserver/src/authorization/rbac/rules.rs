@@ -113,7 +113,8 @@ impl Rule {
         all(&self.verbs, &other.verbs)
             && all(&self.groups, &other.groups)
             && (has(&self.resources, "*") || other.resources.iter().all(resource))
-            && (self.names.is_empty() || (!other.names.is_empty() && other.names.iter().all(|n| has(&self.names, n))))
+            && (self.names.is_empty()
+                || (!other.names.is_empty() && other.names.iter().all(|n| has(&self.names, n))))
             && other.urls.iter().all(|u| self.urls.iter().any(|m| url_covers(m, u)))
     }
 }
@@ -131,7 +132,9 @@ fn resource_matches(rule: &str, resource: &str, subresource: &str) -> bool {
 
 /// Whether a path pattern (`*` only at the end) covers a path.
 fn url_covers(pattern: &str, path: &str) -> bool {
-    pattern == "*" || pattern == path || (pattern.ends_with('*') && path.starts_with(pattern.trim_end_matches('*')))
+    pattern == "*"
+        || pattern == path
+        || (pattern.ends_with('*') && path.starts_with(pattern.trim_end_matches('*')))
 }
 
 /// What of `wanted` no rule of `held` covers, in single rules; empty where all is covered.
@@ -234,7 +237,11 @@ mod tests {
     #[test]
     fn finds_what_is_missing() {
         let held = [rule("get list", "", "pods */log", "")];
-        let want = [rule("get list watch", "", "pods", ""), rule("get", "", "pods/log", "a"), rule("get", ",apps", "x", "n")];
+        let want = [
+            rule("get list watch", "", "pods", ""),
+            rule("get", "", "pods/log", "a"),
+            rule("get", ",apps", "x", "n"),
+        ];
         let shown: Vec<String> = compact(missing(&held, &want)).iter().map(show).collect();
         assert_eq!(
             shown,

@@ -33,7 +33,13 @@ pub enum Refused {
     Full,
     /// The store failed.
     #[error("{0}")]
-    Store(#[from] Status),
+    Store(Box<Status>),
+}
+
+impl From<Status> for Refused {
+    fn from(status: Status) -> Refused {
+        Refused::Store(Box::new(status))
+    }
 }
 
 /// Allocates numbers of a range.
@@ -44,9 +50,7 @@ struct Numbers {
 
 impl Numbers {
     async fn take(&self, n: usize, what: &'static str) -> Result<(), Refused> {
-        let taken = self.range.change(|b| {
-            (!b.has(n)).then(|| b.set(n, true))
-        });
+        let taken = self.range.change(|b| (!b.has(n)).then(|| b.set(n, true)));
         taken.await?.ok_or(Refused::Taken(what))
     }
 
@@ -91,17 +95,18 @@ impl Numbers {
     }
 
     async fn repair(&self, used: &Bitmap, leaked: &mut Vec<(usize, u8)>) -> Result<(), Status> {
-        self.range.change(|b| {
-            let kept = still_leaked(b, used, leaked);
-            let mut next = used.clone();
-            for (n, _) in &kept {
-                next.set(*n, true);
-            }
-            *b = next;
-            Some(kept)
-        })
-        .await
-        .map(|kept| *leaked = kept.unwrap_or_default())
+        self.range
+            .change(|b| {
+                let kept = still_leaked(b, used, leaked);
+                let mut next = used.clone();
+                for (n, _) in &kept {
+                    next.set(*n, true);
+                }
+                *b = next;
+                Some(kept)
+            })
+            .await
+            .map(|kept| *leaked = kept.unwrap_or_default())
     }
 }
 
@@ -292,7 +297,8 @@ impl rules::Ports for Pool<'_> {
 
     fn allocate_next(&mut self) -> Result<i64, String> {
         let size = self.ports.numbers.size;
-        let n = self.bitmap.free(rand::random_range(0..size), size).ok_or_else(|| Refused::Full.to_string())?;
+        let n =
+            self.bitmap.free(rand::random_range(0..size), size).ok_or_else(|| Refused::Full.to_string())?;
         self.bitmap.set(n, true);
         Ok(i64::from(self.ports.first) + i64::try_from(n).unwrap_or(0))
     }
@@ -314,7 +320,10 @@ mod tests {
         let a = addresses(&store, "10.0.0.0/29");
         assert_eq!(a.first().to_string(), "10.0.0.1");
         a.take("10.0.0.2".parse().unwrap()).await.unwrap();
-        assert_eq!(a.take("10.0.0.2".parse().unwrap()).await.unwrap_err().to_string(), "provided IP is already allocated");
+        assert_eq!(
+            a.take("10.0.0.2".parse().unwrap()).await.unwrap_err().to_string(),
+            "provided IP is already allocated"
+        );
         for out in ["10.0.0.0", "10.0.0.7", "1.2.3.4", "::1"] {
             assert_eq!(
                 a.take(out.parse().unwrap()).await.unwrap_err().to_string(),
@@ -345,7 +354,8 @@ mod tests {
     #[tokio::test(flavor = "multi_thread")]
     async fn two_servers_never_give_the_same_twice() {
         let store = Arc::new(MemoryStore::default());
-        let servers = [Arc::new(addresses(&store, "10.0.0.0/24")), Arc::new(addresses(&store, "10.0.0.0/24"))];
+        let servers =
+            [Arc::new(addresses(&store, "10.0.0.0/24")), Arc::new(addresses(&store, "10.0.0.0/24"))];
         let tasks: Vec<_> = (0..120)
             .map(|i| {
                 let server = servers[i % 2].clone();

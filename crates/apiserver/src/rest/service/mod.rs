@@ -104,8 +104,16 @@ impl Allocators {
     }
 
     /// Takes one address: the one wanted, or any of a family where none is.
-    async fn address(&self, service: &Value, wanted: &str, family: &str, dry_run: bool) -> Result<IpAddr, Status> {
-        let Some(primary) = self.addresses.first() else { return Err(Status::internal("no service cluster IP range")) };
+    async fn address(
+        &self,
+        service: &Value,
+        wanted: &str,
+        family: &str,
+        dry_run: bool,
+    ) -> Result<IpAddr, Status> {
+        let Some(primary) = self.addresses.first() else {
+            return Err(Status::internal("no service cluster IP range"));
+        };
         if wanted.is_empty() {
             let mut ranges = self.addresses.iter();
             let range = ranges.find(|a| a.net().addr().is_ipv4() == (family != "IPv6")).unwrap_or(primary);
@@ -117,7 +125,7 @@ impl Allocators {
         let range = self.addresses.iter().find(|a| a.net().contains(&ip)).unwrap_or(primary);
         match if dry_run { range.check(ip).await } else { range.take(ip).await } {
             Ok(()) => Ok(ip),
-            Err(Refused::Store(e)) => Err(e),
+            Err(Refused::Store(e)) => Err(*e),
             Err(e) => Err(self.refused(service, wanted, &e)),
         }
     }
@@ -302,7 +310,8 @@ mod tests {
         let mut s = service(json!({"type": "NodePort", "ports": [
             {"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}, {"port": 80, "nodePort": 30005}]}));
         a.before_write(write(None), &mut s).await.unwrap().unwrap()(true);
-        let ports: Vec<_> = s["spec"]["ports"].as_array().unwrap().iter().map(|p| p["nodePort"].as_i64().unwrap()).collect();
+        let ports: Vec<_> =
+            s["spec"]["ports"].as_array().unwrap().iter().map(|p| p["nodePort"].as_i64().unwrap()).collect();
         assert_eq!(ports[0], ports[1]);
         assert_eq!(ports[2], 30005);
         assert_eq!(s["spec"]["clusterIPs"][0], s["spec"]["clusterIP"]);
@@ -358,7 +367,9 @@ mod tests {
             tokio::task::yield_now().await;
         }
         assert_eq!(take_port(&a, 30001).await, Ok(()));
-        assert!(a.addresses[0].take(new["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()).await.is_err());
+        assert!(
+            a.addresses[0].take(new["spec"]["clusterIP"].as_str().unwrap().parse().unwrap()).await.is_err()
+        );
     }
 
     #[tokio::test]

@@ -111,7 +111,10 @@ impl Range {
 
     /// Reads, changes and writes the bitmap, again when another server was faster. What is stored about another range
     /// is replaced. `change` says with `None` that nothing is to be written.
-    pub async fn change<T>(&self, mut change: impl FnMut(&mut Bitmap) -> Option<T> + Send) -> Result<Option<T>, Status> {
+    pub async fn change<T>(
+        &self,
+        mut change: impl FnMut(&mut Bitmap) -> Option<T> + Send,
+    ) -> Result<Option<T>, Status> {
         for _ in 0..ATTEMPTS {
             let (current, _) = self.store.get(&self.key).await.map_err(crate::storage::store_failure)?;
             let mut bitmap = match &current {
