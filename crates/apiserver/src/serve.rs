@@ -111,7 +111,8 @@ where
 
 /// Keeps the answer's body for the audit log, where that asks for it.
 async fn keep_for_audit(context: &RequestContext, response: Response) -> Response {
-    let wanted = context.audited.lock().keep_response;
+    // Tokens are credentials: they reach no log.
+    let wanted = context.audited.lock().keep_response && context.info.subresource != "token";
     let compressed = response.headers().contains_key(header::CONTENT_ENCODING);
     let is_json = response
         .headers()
