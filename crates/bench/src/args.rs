@@ -179,9 +179,9 @@ pub struct Load {
     /// Leave the objects there.
     #[arg(long)]
     pub keep: bool,
-    /// The etcd's process on this machine, for its CPU.
-    #[arg(long)]
-    pub etcd_pid: Option<u32>,
+    /// The server's etcd (`http://host:port`), for its CPU and how often it is read, from its /metrics.
+    #[arg(long, value_name = "URL")]
+    pub etcd_metrics: Option<String>,
     /// Time bound.
     #[command(flatten)]
     pub bound: Bound,

@@ -1,7 +1,11 @@
-//! The server's own figures: CPU, memory and store requests, from `/metrics` or from `/proc`.
+//! What servers say of themselves: CPU, memory and an etcd's reads, from `/metrics` or from `/proc`.
 
+use anyhow::Result;
+
+use crate::args::Server;
 use crate::client::{Call, Client};
 use crate::process;
+use crate::target::Target;
 
 /// What a server has used so far.
 #[derive(Debug, Clone, Copy, Default, PartialEq)]
@@ -10,8 +14,8 @@ pub struct Usage {
     pub cpu: Option<f64>,
     /// Resident bytes.
     pub resident: Option<f64>,
-    /// Reads that it sent to its store.
-    pub store_reads: Option<f64>,
+    /// Ranges that an etcd was asked for.
+    pub ranges: Option<f64>,
 }
 
 impl Usage {
@@ -27,20 +31,35 @@ impl Usage {
         usage
     }
 
+    /// Of the etcd whose `/metrics` `client` asks; nothing without one.
+    pub async fn of_etcd(client: Option<&Client>) -> Usage {
+        match client {
+            Some(client) => Usage::of(client, None).await,
+            None => Usage::default(),
+        }
+    }
+
     /// CPU seconds since `before`.
     pub fn cpu_since(&self, before: &Usage) -> Option<f64> {
         Some(self.cpu? - before.cpu?)
     }
 
-    /// Reads of the store since `before`.
-    pub fn reads_since(&self, before: &Usage) -> Option<f64> {
-        Some(self.store_reads? - before.store_reads?)
+    /// Ranges since `before`.
+    pub fn ranges_since(&self, before: &Usage) -> Option<f64> {
+        Some(self.ranges? - before.ranges?)
     }
 
     /// Resident memory in MiB.
     pub fn mebibytes(&self) -> Option<f64> {
         Some(self.resident? / f64::from(1 << 20))
     }
+}
+
+/// A connection to the plain HTTP `/metrics` of the etcd at `url`.
+pub async fn etcd(url: Option<&String>, allow_remote: bool) -> Result<Option<Client>> {
+    let Some(url) = url else { return Ok(None) };
+    let args = Server { server: Some(url.clone()), http1: true, allow_remote, ..Server::default() };
+    Ok(Some(Client::connect(&Target::from_args(&args)?, 1, 1).await?))
 }
 
 /// Reads Prometheus' text format.
@@ -52,11 +71,8 @@ fn parse(text: &str) -> Usage {
         match series.split_once('{') {
             None if series == "process_cpu_seconds_total" => usage.cpu = Some(value),
             None if series == "process_resident_memory_bytes" => usage.resident = Some(value),
-            Some(("etcd_request_duration_seconds_count", labels)) => {
-                let reads = usage.store_reads.get_or_insert(0.0);
-                if labels.contains("operation=\"get\"") || labels.contains("operation=\"list\"") {
-                    *reads += value;
-                }
+            Some(("grpc_server_handled_total", labels)) if labels.contains("grpc_method=\"Range\"") => {
+                *usage.ranges.get_or_insert(0.0) += value;
             }
             _ => {}
         }
@@ -75,16 +91,16 @@ mod tests {
 # TYPE process_cpu_seconds_total counter
 process_cpu_seconds_total 12.34
 process_resident_memory_bytes 3.51182848e+08
-etcd_request_duration_seconds_count{operation=\"get\",type=\"*core.Pod\"} 7
-etcd_request_duration_seconds_count{operation=\"list\",type=\"*core.Pod\"} 3
-etcd_request_duration_seconds_count{operation=\"create\",type=\"*core.Pod\"} 100
+grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\"} 7
+grpc_server_handled_total{grpc_code=\"Unavailable\",grpc_method=\"Range\",grpc_service=\"etcdserverpb.KV\"} 3
+grpc_server_handled_total{grpc_code=\"OK\",grpc_method=\"Txn\",grpc_service=\"etcdserverpb.KV\"} 100
 other{a=\"b c\"} 1
 ";
         let usage = parse(text);
-        assert_eq!(usage, Usage { cpu: Some(12.34), resident: Some(351182848.0), store_reads: Some(10.0) });
+        assert_eq!(usage, Usage { cpu: Some(12.34), resident: Some(351182848.0), ranges: Some(10.0) });
         let before = Usage { cpu: Some(12.0), ..Usage::default() };
         assert!((usage.cpu_since(&before).unwrap() - 0.34).abs() < 1e-9);
-        assert_eq!(usage.reads_since(&before), None);
+        assert_eq!(usage.ranges_since(&before), None);
     }
 
     #[test]

@@ -7,9 +7,8 @@ use serde_json::Value;
 use crate::args::{Load, Operation};
 use crate::client::{Call, Client};
 use crate::load::{Outcome, Plan};
-use crate::metrics::Usage;
+use crate::metrics::{self, Usage};
 use crate::objects::Set;
-use crate::process;
 use crate::report::{Report, machine};
 use crate::target::Target;
 
@@ -25,7 +24,7 @@ const COLUMNS: [&str; 11] = [
     "max ms",
     "server CPU s per 1,000",
     "etcd CPU s per 1,000",
-    "store reads per request",
+    "etcd reads per request",
     "server resident MiB after",
 ];
 
@@ -35,6 +34,7 @@ pub async fn run(args: &Load) -> Result<Report> {
         0 => "Load: closed loop".to_string(),
         rate => format!("Load: {rate} requests per second, latency from when each was due"),
     };
+    let etcd = metrics::etcd(args.etcd_metrics.as_ref(), args.server.allow_remote).await?;
     let mut report = Report::new(&title, &COLUMNS);
     machine(&mut report);
     for kind in &args.kinds {
@@ -44,13 +44,20 @@ pub async fn run(args: &Load) -> Result<Report> {
             let set = Set::new(*kind, &args.namespace, &format!("bench-{}", unique()), args.size);
             report.fact(&format!("bytes of a {}", kind_word(*kind)), set.body(0).len() as u64);
             let plan = Plan { n: args.n, clients, rate: args.rate, limit: args.bound.limit() };
-            measure(args, &client, &set, plan, &mut report).await?;
+            measure(args, &client, etcd.as_ref(), &set, plan, &mut report).await?;
         }
     }
     Ok(report)
 }
 
-async fn measure(args: &Load, client: &Client, set: &Set, plan: Plan, report: &mut Report) -> Result<()> {
+async fn measure(
+    args: &Load,
+    client: &Client,
+    etcd: Option<&Client>,
+    set: &Set,
+    plan: Plan,
+    report: &mut Report,
+) -> Result<()> {
     let fill = Plan { rate: 0, clients: 16.min(plan.n as usize), ..plan };
     let mut there = false;
     for operation in &args.operations {
@@ -59,13 +66,12 @@ async fn measure(args: &Load, client: &Client, set: &Set, plan: Plan, report: &m
         }
         there = *operation != Operation::Delete;
         let before = Usage::of(client, args.server.pid).await;
-        let etcd_before = args.etcd_pid.and_then(|pid| process::usage(pid).ok());
+        let etcd_before = Usage::of_etcd(etcd).await;
         let outcome = some(apply(client, set, *operation, plan).await?, operation_word(*operation))?;
-        let etcd_after = args.etcd_pid.and_then(|pid| process::usage(pid).ok());
+        let etcd_after = Usage::of_etcd(etcd).await;
         let after = Usage::of(client, args.server.pid).await;
         let done = outcome.latencies.count();
         let thousands = done as f64 / 1e3;
-        let read = matches!(operation, Operation::Get);
         report.row(vec![
             format!("{} {}", operation_word(*operation), kind_word(set.kind)).into(),
             (plan.clients as u64).into(),
@@ -75,8 +81,8 @@ async fn measure(args: &Load, client: &Client, set: &Set, plan: Plan, report: &m
             outcome.latencies.percentile(99.0).into(),
             outcome.latencies.max().into(),
             after.cpu_since(&before).map(|cpu| cpu / thousands).into(),
-            etcd_after.zip(etcd_before).map(|(a, b)| (a.cpu - b.cpu) / thousands).into(),
-            after.reads_since(&before).filter(|_| read).map(|reads| reads / done as f64).into(),
+            etcd_after.cpu_since(&etcd_before).map(|cpu| cpu / thousands).into(),
+            etcd_after.ranges_since(&etcd_before).map(|reads| reads / done as f64).into(),
             after.mebibytes().into(),
         ]);
     }
