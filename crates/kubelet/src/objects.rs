@@ -1,4 +1,5 @@
-//! Config maps and secrets, one at a time: a kubelet may read only those that its own pods refer to.
+//! Config maps and secrets, one at a time: a kubelet may read only those that its own pods refer to. Runtime classes
+//! too.
 
 use std::collections::HashMap;
 use std::sync::Arc;
@@ -6,6 +7,7 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{ConfigMap, Secret};
+use k8s_openapi::api::node::v1::RuntimeClass;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use tokio::time::Instant;
@@ -14,9 +16,21 @@ use tokio::time::Instant;
 #[async_trait]
 pub trait Objects: Send + Sync {
     /// A config map, no older than `max_age`; `None` where it does not exist.
-    async fn config_map(&self, namespace: &str, name: &str, max_age: Duration) -> Result<Option<Arc<ConfigMap>>, String>;
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+        max_age: Duration,
+    ) -> Result<Option<Arc<ConfigMap>>, String>;
     /// A secret, no older than `max_age`; `None` where it does not exist.
-    async fn secret(&self, namespace: &str, name: &str, max_age: Duration) -> Result<Option<Arc<Secret>>, String>;
+    async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        max_age: Duration,
+    ) -> Result<Option<Arc<Secret>>, String>;
+    /// The runtime's handler of a RuntimeClass.
+    async fn runtime_handler(&self, class: &str) -> Result<String, String>;
 }
 
 type Cached<K> = Mutex<HashMap<(String, String), (Instant, Option<Arc<K>>)>>;
@@ -37,9 +51,18 @@ impl ApiObjects {
     }
 }
 
-async fn get<K>(client: &Client, cache: &Cached<K>, namespace: &str, name: &str, max_age: Duration) -> Result<Option<Arc<K>>, String>
+async fn get<K>(
+    client: &Client,
+    cache: &Cached<K>,
+    namespace: &str,
+    name: &str,
+    max_age: Duration,
+) -> Result<Option<Arc<K>>, String>
 where
-    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()> + Clone + std::fmt::Debug + serde::de::DeserializeOwned,
+    K: kube::Resource<Scope = k8s_openapi::NamespaceResourceScope, DynamicType = ()>
+        + Clone
+        + std::fmt::Debug
+        + serde::de::DeserializeOwned,
 {
     let key = (namespace.to_string(), name.to_string());
     let now = Instant::now();
@@ -64,12 +87,31 @@ where
 
 #[async_trait]
 impl Objects for ApiObjects {
-    async fn config_map(&self, namespace: &str, name: &str, max_age: Duration) -> Result<Option<Arc<ConfigMap>>, String> {
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+        max_age: Duration,
+    ) -> Result<Option<Arc<ConfigMap>>, String> {
         get(&self.client, &self.config_maps, namespace, name, max_age).await
     }
 
-    async fn secret(&self, namespace: &str, name: &str, max_age: Duration) -> Result<Option<Arc<Secret>>, String> {
+    async fn secret(
+        &self,
+        namespace: &str,
+        name: &str,
+        max_age: Duration,
+    ) -> Result<Option<Arc<Secret>>, String> {
         get(&self.client, &self.secrets, namespace, name, max_age).await
+    }
+
+    async fn runtime_handler(&self, class: &str) -> Result<String, String> {
+        let api: Api<RuntimeClass> = Api::all(self.client.clone());
+        match api.get_opt(class).await {
+            Ok(Some(c)) => Ok(c.handler),
+            Ok(None) => Err(format!("runtimeclass.node.k8s.io \"{class}\" not found")),
+            Err(e) => Err(e.to_string()),
+        }
     }
 }
 
@@ -84,11 +126,20 @@ pub struct FixedObjects {
 
 #[async_trait]
 impl Objects for FixedObjects {
-    async fn config_map(&self, namespace: &str, name: &str, _: Duration) -> Result<Option<Arc<ConfigMap>>, String> {
+    async fn config_map(
+        &self,
+        namespace: &str,
+        name: &str,
+        _: Duration,
+    ) -> Result<Option<Arc<ConfigMap>>, String> {
         Ok(self.config_maps.lock().get(&(namespace.to_string(), name.to_string())).cloned())
     }
 
     async fn secret(&self, namespace: &str, name: &str, _: Duration) -> Result<Option<Arc<Secret>>, String> {
         Ok(self.secrets.lock().get(&(namespace.to_string(), name.to_string())).cloned())
+    }
+
+    async fn runtime_handler(&self, class: &str) -> Result<String, String> {
+        Ok(class.to_string())
     }
 }

@@ -51,7 +51,8 @@ pub fn linux_resources(
         hugepage_limits: limits
             .iter()
             .filter_map(|(k, q)| {
-                let size = k.strip_prefix("hugepages-")?.replace("Mi", "MB").replace("Gi", "GB").replace("Ki", "KB");
+                let size =
+                    k.strip_prefix("hugepages-")?.replace("Mi", "MB").replace("Gi", "GB").replace("Ki", "KB");
                 Some(cri::HugepageLimit { page_size: size, limit: u64::try_from(q.value()).unwrap_or(0) })
             })
             .collect(),
@@ -60,7 +61,12 @@ pub fn linux_resources(
 }
 
 /// A container's configuration.
-pub fn container_config(pod: &Pod, container: &Container, config: &Config, p: Prepared<'_>) -> cri::ContainerConfig {
+pub fn container_config(
+    pod: &Pod,
+    container: &Container,
+    config: &Config,
+    p: Prepared<'_>,
+) -> cri::ContainerConfig {
     let expanded = |list: &Option<Vec<String>>| -> Vec<String> {
         list.iter().flatten().map(|s| expand(s, |name| p.environment.get(name).cloned())).collect()
     };
@@ -70,11 +76,7 @@ pub fn container_config(pod: &Pod, container: &Container, config: &Config, p: Pr
         command: expanded(&container.command),
         args: expanded(&container.args),
         working_dir: container.working_dir.clone().unwrap_or_default(),
-        envs: p
-            .environment
-            .iter()
-            .map(|(k, v)| cri::KeyValue { key: k.clone(), value: v.clone() })
-            .collect(),
+        envs: p.environment.iter().map(|(k, v)| cri::KeyValue { key: k.clone(), value: v.clone() }).collect(),
         labels: labels::container_labels(pod, container),
         annotations: labels::container_annotations(pod, container, p.restart_count),
         log_path: format!("{}/{}.log", container.name, p.restart_count),
@@ -83,7 +85,13 @@ pub fn container_config(pod: &Pod, container: &Container, config: &Config, p: Pr
         tty: container.tty.unwrap_or(false),
         linux: Some(cri::LinuxContainerConfig {
             resources: Some(linux_resources(pod, container, config, p.memory_capacity)),
-            security_context: Some(security::container(pod, container, p.user, p.groups, &config.seccomp_root)),
+            security_context: Some(security::container(
+                pod,
+                container,
+                p.user,
+                p.groups,
+                &config.seccomp_root,
+            )),
         }),
         mounts: p.mounts,
         devices: p.devices,

@@ -19,7 +19,8 @@ pub fn parse(text: &str) -> cri::DnsConfig {
         match fields.next() {
             Some("nameserver") => out.servers.extend(fields.next().map(String::from)),
             Some("search") => {
-                out.searches = fields.filter(|s| *s != ".").map(|s| s.trim_end_matches('.').to_string()).collect()
+                out.searches =
+                    fields.filter(|s| *s != ".").map(|s| s.trim_end_matches('.').to_string()).collect()
             }
             Some("options") => {
                 for o in fields {
@@ -79,7 +80,11 @@ pub fn pod_dns(pod: &Pod, node: &Node<'_>) -> Result<(cri::DnsConfig, Vec<Warnin
         None => cri::DnsConfig::default(),
         Some(true) if !node.cluster_dns.is_empty() => cri::DnsConfig {
             servers: node.cluster_dns.iter().map(ToString::to_string).collect(),
-            searches: cluster_searches(pod.namespace(), node.cluster_domain, host.unwrap_or_default().searches),
+            searches: cluster_searches(
+                pod.namespace(),
+                node.cluster_domain,
+                host.unwrap_or_default().searches,
+            ),
             options: vec!["ndots:5".into()],
         },
         Some(of_cluster) => {
@@ -168,7 +173,8 @@ mod tests {
         let mut base = json!({"containers": []});
         base.as_object_mut().unwrap().extend(spec.as_object().unwrap().clone());
         let pod: Pod =
-            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": base})).unwrap();
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": base}))
+                .unwrap();
         let dns = ["10.0.0.10".parse().unwrap()];
         let node = Node { resolv_conf: Some(HOST), cluster_dns: &dns, cluster_domain: "cluster.local" };
         let (d, w) = pod_dns(&pod, &node).unwrap();
@@ -177,7 +183,8 @@ mod tests {
 
     #[test]
     fn policies() {
-        let cluster = "ns.svc.cluster.local svc.cluster.local cluster.local example.test | 10.0.0.10 | ndots:5";
+        let cluster =
+            "ns.svc.cluster.local svc.cluster.local cluster.local example.test | 10.0.0.10 | ndots:5";
         let host = "example.test | 20.0.0.53 | ndots:1";
         assert_eq!(run(json!({})).0, cluster);
         assert_eq!(run(json!({"hostNetwork": true})).0, host);
@@ -189,11 +196,18 @@ mod tests {
 
     #[test]
     fn limits() {
-        let (text, w) = run(json!({"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["9.9.9.1", "9.9.9.2", "9.9.9.3"]}}));
+        let (text, w) = run(
+            json!({"dnsPolicy": "Default", "dnsConfig": {"nameservers": ["9.9.9.1", "9.9.9.2", "9.9.9.3"]}}),
+        );
         assert_eq!(text, "example.test | 20.0.0.53 9.9.9.1 9.9.9.2 | ndots:1");
-        assert_eq!(w[0].1, "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 20.0.0.53 9.9.9.1 9.9.9.2");
+        assert_eq!(
+            w[0].1,
+            "Nameserver limits were exceeded, some nameservers have been omitted, the applied nameserver line is: 20.0.0.53 9.9.9.1 9.9.9.2"
+        );
         let (text, w) = run(json!({"dnsConfig": {"searches": ["a.test", "b.test", "c.test"]}}));
-        assert!(text.starts_with("ns.svc.cluster.local svc.cluster.local cluster.local example.test a.test b.test |"));
+        assert!(text.starts_with(
+            "ns.svc.cluster.local svc.cluster.local cluster.local example.test a.test b.test |"
+        ));
         assert_eq!(w.len(), 1);
         let (text, _) = run(json!({"dnsConfig": {"searches": ["x".repeat(200), "y".repeat(50)]}}));
         assert!(!text.contains("xx"));

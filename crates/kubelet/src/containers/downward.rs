@@ -72,7 +72,8 @@ pub fn resource_field(
     let divisor = divisor.map_or(1_000_000_000, |d| d.nanos());
     let unsupported = || format!("Unsupported container resource : {}", selector.resource);
     let (kind, resource) = selector.resource.split_once('.').ok_or_else(unsupported)?;
-    let known = matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");
+    let known =
+        matches!(resource, "cpu" | "memory" | "ephemeral-storage") || resource.starts_with("hugepages-");
     if !known {
         return Err(unsupported());
     }
@@ -119,8 +120,9 @@ mod tests {
     #[test]
     fn resource_values_are_divided_and_rounded_up() {
         let p = pod();
-        let node: Amounts =
-            [("memory", "1000Mi"), ("cpu", "2")].map(|(k, v)| (k.to_string(), Quantity::parse(v).unwrap())).into();
+        let node: Amounts = [("memory", "1000Mi"), ("cpu", "2")]
+            .map(|(k, v)| (k.to_string(), Quantity::parse(v).unwrap()))
+            .into();
         let get = |resource: &str, divisor: Option<&str>| {
             let selector = ResourceFieldSelector {
                 resource: resource.into(),

@@ -80,13 +80,19 @@ pub fn environment(
     for from in container.env_from.iter().flatten() {
         let (pairs, what): (Vec<(String, String)>, _) = if let Some(r) = &from.config_map_ref {
             match sources.config_maps.get(&r.name).and_then(Option::as_ref) {
-                Some(m) => (m.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(), ("configMap", &r.name)),
+                Some(m) => (
+                    m.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone())).collect(),
+                    ("configMap", &r.name),
+                ),
                 None if r.optional == Some(true) => continue,
                 None => return Err(format!("configmap \"{}\" not found", r.name)),
             }
         } else if let Some(r) = &from.secret_ref {
             match sources.secrets.get(&r.name).and_then(Option::as_ref) {
-                Some(s) => (s.data.iter().flatten().map(|(k, v)| (k.clone(), text(v))).collect(), ("secret", &r.name)),
+                Some(s) => (
+                    s.data.iter().flatten().map(|(k, v)| (k.clone(), text(v))).collect(),
+                    ("secret", &r.name),
+                ),
                 None if r.optional == Some(true) => continue,
                 None => return Err(format!("secret \"{}\" not found", r.name)),
             }
@@ -169,7 +175,11 @@ pub fn environment(
 }
 
 /// The variables that tell a pod of the services in its namespace, and of the API server.
-pub fn service_variables(services: &[Arc<Service>], namespace: &str, links: bool) -> BTreeMap<String, String> {
+pub fn service_variables(
+    services: &[Arc<Service>],
+    namespace: &str,
+    links: bool,
+) -> BTreeMap<String, String> {
     let mut chosen: BTreeMap<&str, &Service> = BTreeMap::new();
     for s in services {
         let spec = s.spec.as_ref();
@@ -177,7 +187,8 @@ pub fn service_variables(services: &[Arc<Service>], namespace: &str, links: bool
         if ip.is_empty() || ip == "None" {
             continue;
         }
-        let (ns, name) = (s.metadata.namespace.as_deref().unwrap_or(""), s.metadata.name.as_deref().unwrap_or(""));
+        let (ns, name) =
+            (s.metadata.namespace.as_deref().unwrap_or(""), s.metadata.name.as_deref().unwrap_or(""));
         if ns == namespace && links {
             chosen.insert(name, s);
         } else if ns == MASTER_NAMESPACE && name == MASTER_SERVICE {
@@ -238,7 +249,11 @@ mod tests {
         )
     }
 
-    fn run(container: Value, sources: Sources, services: BTreeMap<String, String>) -> Result<Environment, String> {
+    fn run(
+        container: Value,
+        sources: Sources,
+        services: BTreeMap<String, String>,
+    ) -> Result<Environment, String> {
         let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n"},
             "spec": {"containers": [container]}}))
         .unwrap();
@@ -247,7 +262,8 @@ mod tests {
     }
 
     fn sources() -> Sources {
-        let map: ConfigMap = serde_json::from_value(json!({"data": {"a": "1", "B": "$(a)", "1x": "no"}})).unwrap();
+        let map: ConfigMap =
+            serde_json::from_value(json!({"data": {"a": "1", "B": "$(a)", "1x": "no"}})).unwrap();
         let secret: Secret = serde_json::from_value(json!({"data": {"pw": "Z2VoZWlt"}})).unwrap();
         Sources {
             config_maps: [("cm".to_string(), Some(Arc::new(map))), ("no".to_string(), None)].into(),
@@ -257,7 +273,11 @@ mod tests {
 
     #[test]
     fn services_are_told_of() {
-        let all = [service("default", "kubernetes", "10.0.0.1"), service("n", "my-web", "10.0.0.2"), service("n", "h", "None")];
+        let all = [
+            service("default", "kubernetes", "10.0.0.1"),
+            service("n", "my-web", "10.0.0.2"),
+            service("n", "h", "None"),
+        ];
         let v = service_variables(&all, "n", false);
         assert_eq!(v.len(), 8);
         assert_eq!(v["KUBERNETES_PORT_443_TCP"], "tcp://10.0.0.1:443");
@@ -279,18 +299,36 @@ mod tests {
         .unwrap();
         let get = |k: &str| e.variables.get(k).map(String::as_str);
         assert_eq!(get("Z"), Some("2/$(a)/svc"));
-        assert_eq!((get("S_pw"), get("SVC"), get("T"), get("K"), get("O")), (Some("geheim"), Some("mine"), Some("t"), Some("1"), None));
-        assert_eq!(e.warnings, ["Keys [1x] from the EnvFrom configMap n/cm were skipped since they are considered invalid environment variable names."]);
+        assert_eq!(
+            (get("S_pw"), get("SVC"), get("T"), get("K"), get("O")),
+            (Some("geheim"), Some("mine"), Some("t"), Some("1"), None)
+        );
+        assert_eq!(
+            e.warnings,
+            [
+                "Keys [1x] from the EnvFrom configMap n/cm were skipped since they are considered invalid environment variable names."
+            ]
+        );
     }
 
     #[test]
     fn what_is_missing_is_named() {
         let from = |source: Value| {
-            run(json!({"name": "c", "env": [{"name": "A", "valueFrom": source}]}), sources(), BTreeMap::new()).unwrap_err()
+            run(json!({"name": "c", "env": [{"name": "A", "valueFrom": source}]}), sources(), BTreeMap::new())
+                .unwrap_err()
         };
-        assert_eq!(from(json!({"configMapKeyRef": {"name": "no", "key": "k"}})), "configmap \"no\" not found");
+        assert_eq!(
+            from(json!({"configMapKeyRef": {"name": "no", "key": "k"}})),
+            "configmap \"no\" not found"
+        );
         assert_eq!(from(json!({"secretKeyRef": {"name": "no", "key": "k"}})), "secret \"no\" not found");
-        assert_eq!(from(json!({"configMapKeyRef": {"name": "cm", "key": "k"}})), "couldn't find key k in ConfigMap n/cm");
-        assert_eq!(from(json!({"secretKeyRef": {"name": "s", "key": "k"}})), "couldn't find key k in Secret n/s");
+        assert_eq!(
+            from(json!({"configMapKeyRef": {"name": "cm", "key": "k"}})),
+            "couldn't find key k in ConfigMap n/cm"
+        );
+        assert_eq!(
+            from(json!({"secretKeyRef": {"name": "s", "key": "k"}})),
+            "couldn't find key k in Secret n/s"
+        );
     }
 }

@@ -63,7 +63,11 @@ fn entries(aliases: &[HostAlias]) -> String {
         return String::new();
     }
     let lines = aliases.iter().map(|a| {
-        format!("{}\t{}\n", a.ip, a.hostnames.iter().flatten().map(String::as_str).collect::<Vec<_>>().join("\t"))
+        format!(
+            "{}\t{}\n",
+            a.ip,
+            a.hostnames.iter().flatten().map(String::as_str).collect::<Vec<_>>().join("\t")
+        )
     });
     format!("\n# Entries added by HostAliases.\n{}", lines.collect::<String>())
 }
@@ -74,7 +78,9 @@ mod tests {
     use serde_json::{Value, json};
 
     fn pod(spec: Value) -> Pod {
-        let mut p: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec})).unwrap();
+        let mut p: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "ns"}, "spec": spec}))
+                .unwrap();
         p.spec.get_or_insert_default();
         p
     }
@@ -89,12 +95,17 @@ mod tests {
         );
         let p = pod(json!({"containers": [], "subdomain": "sub", "setHostnameAsFQDN": true}));
         assert_eq!(kernel_name(&p, "cluster.local").unwrap(), "p.sub.ns.svc.cluster.local");
-        assert!(kernel_name(&p, &"x".repeat(60)).unwrap_err().contains("is too long (64 characters is the max, 73"));
+        assert!(
+            kernel_name(&p, &"x".repeat(60))
+                .unwrap_err()
+                .contains("is too long (64 characters is the max, 73")
+        );
     }
 
     #[test]
     fn files() {
-        let alias: HostAlias = serde_json::from_value(json!({"ip": "1.1.1.1", "hostnames": ["a", "b"]})).unwrap();
+        let alias: HostAlias =
+            serde_json::from_value(json!({"ip": "1.1.1.1", "hostnames": ["a", "b"]})).unwrap();
         let text = managed(&["10.1.1.1".into()], "h", "d", &[]);
         assert_eq!(text.lines().count(), 8);
         assert!(text.ends_with("10.1.1.1\th.d\th\n"));

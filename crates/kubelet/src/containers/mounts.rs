@@ -120,7 +120,11 @@ pub fn termination_message(dir: &Path, name: &str, path: &str) -> std::io::Resul
     std::fs::File::create(&file)?;
     // Any user in the container may write its last words.
     std::fs::set_permissions(&file, std::fs::Permissions::from_mode(0o666))?;
-    Ok(cri::Mount { container_path: path.into(), host_path: file.display().to_string(), ..Default::default() })
+    Ok(cri::Mount {
+        container_path: path.into(),
+        host_path: file.display().to_string(),
+        ..Default::default()
+    })
 }
 
 #[cfg(test)]
@@ -140,7 +144,10 @@ mod tests {
         let get = |more| sub_path(&mount(more), &env);
         assert_eq!(get(json!({})), Ok("".into()));
         assert_eq!(get(json!({"subPathExpr": "$(B)/x"})), Ok("b/x".into()));
-        assert_eq!(get(json!({"subPathExpr": "$(A)"})).unwrap_err(), "error SubPath `/abs` must not be an absolute path");
+        assert_eq!(
+            get(json!({"subPathExpr": "$(A)"})).unwrap_err(),
+            "error SubPath `/abs` must not be an absolute path"
+        );
         assert_eq!(get(json!({"subPathExpr": "$(NOPE)/x"})).unwrap_err(), "missing value for NOPE");
         assert!(get(json!({"subPath": "a/../../b"})).unwrap_err().contains("must not contain '..'"));
     }

@@ -83,7 +83,8 @@ mod tests {
                 "containers": [{"name": "c", "ports": [{"containerPort": 80, "hostPort": 8080, "protocol": "UDP"}]}]}}))
         .unwrap();
         let config = crate::testing::config(std::path::Path::new("/r"));
-        let s = sandbox_config(&pod, 2, &config, Default::default(), "/kubepods/podu".into(), vec![]).unwrap();
+        let s =
+            sandbox_config(&pod, 2, &config, Default::default(), "/kubepods/podu".into(), vec![]).unwrap();
         assert_eq!(s.hostname, "p");
         assert_eq!(s.metadata.unwrap().attempt, 2);
         assert_eq!((s.port_mappings[0].host_port, s.port_mappings[0].protocol), (8080, 1));

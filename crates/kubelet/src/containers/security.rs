@@ -96,7 +96,9 @@ pub fn verify_non_root(pod: &Pod, container: &Container, user: &ImageUser) -> Re
     match (e.run_as_user, user) {
         (Some(0), _) => Err(format!("container's runAsUser breaks non-root policy {of}")),
         (Some(_), _) => Ok(()),
-        (None, ImageUser::Id(0)) => Err(format!("container has runAsNonRoot and image will run as root {of}")),
+        (None, ImageUser::Id(0)) => {
+            Err(format!("container has runAsNonRoot and image will run as root {of}"))
+        }
         (None, ImageUser::Name(n)) => Err(format!(
             "container has runAsNonRoot and image has non-numeric user ({n}), cannot verify user is non-root {of}"
         )),
@@ -216,7 +218,8 @@ pub fn container(
         (None, ImageUser::Id(u)) => (int(*u), String::new()),
         (None, ImageUser::Name(n)) => (None, n.clone()),
     };
-    let list = |l: &[&str]| if e.unmasked_proc { Vec::new() } else { l.iter().map(|s| s.to_string()).collect() };
+    let list =
+        |l: &[&str]| if e.unmasked_proc { Vec::new() } else { l.iter().map(|s| s.to_string()).collect() };
     cri::LinuxContainerSecurityContext {
         capabilities: e.capabilities.as_ref().map(|c| cri::Capability {
             add_capabilities: c.add.clone().unwrap_or_default(),
@@ -273,7 +276,10 @@ mod tests {
 
     #[test]
     fn the_container_wins_over_the_pod() {
-        let p = pod(json!({"runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4]}), json!({"runAsUser": 5}));
+        let p = pod(
+            json!({"runAsUser": 1, "runAsGroup": 2, "fsGroup": 3, "supplementalGroups": [4]}),
+            json!({"runAsUser": 5}),
+        );
         let c = context(&p, ImageUser::Id(0));
         assert_eq!(c.run_as_user.unwrap().value, 5);
         assert_eq!(c.run_as_group.unwrap().value, 2);
@@ -281,7 +287,10 @@ mod tests {
         let unnamed = context(&pod(json!({}), json!({})), ImageUser::Name("www".into()));
         assert_eq!((unnamed.run_as_user, unnamed.run_as_username.as_str()), (None, "www"));
         assert!(!unnamed.no_new_privs && unnamed.masked_paths.len() == 9);
-        assert!(context(&pod(json!({}), json!({"allowPrivilegeEscalation": false})), ImageUser::Id(0)).no_new_privs);
+        assert!(
+            context(&pod(json!({}), json!({"allowPrivilegeEscalation": false})), ImageUser::Id(0))
+                .no_new_privs
+        );
     }
 
     #[test]
@@ -299,7 +308,9 @@ mod tests {
             check(must.clone(), ImageUser::Id(0)).unwrap_err(),
             "container has runAsNonRoot and image will run as root (pod: \"p_n(u)\", container: c)"
         );
-        assert!(check(must.clone(), ImageUser::Name("a".into())).unwrap_err().contains("non-numeric user (a)"));
+        assert!(
+            check(must.clone(), ImageUser::Name("a".into())).unwrap_err().contains("non-numeric user (a)")
+        );
         assert!(check(must, ImageUser::Id(3)).is_ok());
         assert!(check(json!({}), ImageUser::Id(0)).is_ok());
     }
@@ -309,15 +320,23 @@ mod tests {
         use cri::security_profile::ProfileType;
         let of = |p: &Pod| context(p, ImageUser::Id(0)).seccomp.unwrap();
         assert_eq!(of(&pod(json!({}), json!({}))).profile_type, ProfileType::Unconfined as i32);
-        let local = of(&pod(json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a.json"}}), json!({})));
+        let local = of(&pod(
+            json!({"seccompProfile": {"type": "Localhost", "localhostProfile": "a.json"}}),
+            json!({}),
+        ));
         assert_eq!(local.localhost_ref, "/sec/a.json");
-        let own = of(&pod(json!({"seccompProfile": {"type": "Unconfined"}}), json!({"seccompProfile": {"type": "RuntimeDefault"}})));
+        let own = of(&pod(
+            json!({"seccompProfile": {"type": "Unconfined"}}),
+            json!({"seccompProfile": {"type": "RuntimeDefault"}}),
+        ));
         assert_eq!(own.profile_type, ProfileType::RuntimeDefault as i32);
     }
 
     #[test]
     fn namespaces_are_the_pods_unless_shared() {
-        let p: Pod = serde_json::from_value(json!({"spec": {"hostPID": true, "hostNetwork": true, "containers": []}})).unwrap();
+        let p: Pod =
+            serde_json::from_value(json!({"spec": {"hostPID": true, "hostNetwork": true, "containers": []}}))
+                .unwrap();
         let n = namespaces(&p);
         assert_eq!((n.network, n.pid, n.ipc), (2, 2, 0));
         assert_eq!(namespaces(&pod(json!({}), json!({}))).pid, 1);

@@ -1,5 +1,6 @@
 //! Getting a container's image onto the node.
 
+pub mod gc;
 pub mod keyring;
 pub mod reference;
 
@@ -117,7 +118,8 @@ impl Images {
                     Ok(reference)
                 }
                 None => {
-                    let text = format!("Container image {} is not present with pull policy of Never", quote(given));
+                    let text =
+                        format!("Container image {} is not present with pull policy of Never", quote(given));
                     self.recorder.warning(&event_for, "ErrImageNeverPull", text.as_str());
                     Err(error("ErrImageNeverPull", text, None))
                 }
@@ -263,7 +265,9 @@ mod tests {
         let ensure = async |policy: &str, image: &str| {
             let p = pod(policy, image);
             let sandbox = Default::default();
-            images.ensure(&p, &p.pod_spec().containers[0], &Keyring::default(), &sandbox, &Default::default()).await
+            images
+                .ensure(&p, &p.pod_spec().containers[0], &Keyring::default(), &sandbox, &Default::default())
+                .await
         };
         assert_eq!(ensure("IfNotPresent", "busybox").await.unwrap(), "sha256:busybox:latest");
         assert!(fake.take_calls().is_empty());
@@ -287,7 +291,18 @@ mod tests {
         let reasons: Vec<String> = events.lock().iter().filter_map(|e| e.reason.clone()).collect();
         assert_eq!(
             reasons,
-            ["Pulled", "Pulling", "Pulled", "ErrImageNeverPull", "InspectFailed", "Pulling", "Failed", "BackOff", "Pulling", "Pulled"]
+            [
+                "Pulled",
+                "Pulling",
+                "Pulled",
+                "ErrImageNeverPull",
+                "InspectFailed",
+                "Pulling",
+                "Failed",
+                "BackOff",
+                "Pulling",
+                "Pulled"
+            ]
         );
     }
 }

@@ -40,10 +40,13 @@ pub fn with_default_tag(image: &str) -> Result<String, String> {
     };
     let tag_ok = parts.tag.is_none_or(|t| {
         let first = t.chars().next().is_some_and(|c| c.is_ascii_alphanumeric() || c == '_');
-        first && t.len() <= 128 && t.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
+        first
+            && t.len() <= 128
+            && t.chars().all(|c| c.is_ascii_alphanumeric() || matches!(c, '_' | '.' | '-'))
     });
     let digest_ok = parts.digest.is_none_or(|d| {
-        d.split_once(':').is_some_and(|(_, hex)| hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()))
+        d.split_once(':')
+            .is_some_and(|(_, hex)| hex.len() >= 32 && hex.chars().all(|c| c.is_ascii_hexdigit()))
     });
     if !tag_ok || !digest_ok || !components.iter().all(|c| valid_component(c)) {
         let lower = components.iter().all(|c| valid_component(&c.to_lowercase()));

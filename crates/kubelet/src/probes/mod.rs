@@ -76,6 +76,9 @@ pub type OnChange = Arc<dyn Fn(Change) + Send + Sync>;
 
 type Key = (String, String, Kind);
 
+/// How long after a container's start it is first asked whether it is ready.
+const AFTER_START: Duration = Duration::from_millis(700);
+
 struct Handle {
     stop: CancellationToken,
     wake: Arc<Notify>,
@@ -159,6 +162,11 @@ impl Probes {
         self.end(|k| k.0 == uid);
     }
 
+    /// Stops all probes.
+    pub fn stop_all(&self) {
+        self.end(|_| true);
+    }
+
     fn end(&self, which: impl Fn(&Key) -> bool) {
         self.0.workers.lock().retain(|k, h| {
             let ends = which(k);
@@ -188,7 +196,8 @@ impl Probes {
 
     async fn work(self, key: Key, pod: Arc<Pod>, spec: Probe, stop: CancellationToken, wake: Arc<Notify>) {
         let (uid, name, kind) = (&key.0, &key.1, key.2);
-        let period = Duration::from_secs(u64::try_from(spec.period_seconds.unwrap_or(10)).unwrap_or(10).max(1));
+        let period =
+            Duration::from_secs(u64::try_from(spec.period_seconds.unwrap_or(10)).unwrap_or(10).max(1));
         let mut worker = Worker::new(kind, &spec, pod.restart_policy() == "Never");
         // After a restart of the kubelet all probes would begin at once: spread them over their period.
         if self.0.started.elapsed() < period {
@@ -201,13 +210,17 @@ impl Probes {
             tokio::select! {
                 _ = stop.cancelled() => break,
                 _ = ticks.tick() => {}
-                _ = wake.notified() => ticks.reset(),
+                _ = wake.notified() => {
+                    // A container has just started: soon ask whether it is ready, but give it time to fail.
+                    ticks.reset_after(if kind == Kind::Liveness { period } else { period.min(AFTER_START) });
+                    continue;
+                }
             }
             if stop.is_cancelled() {
                 break;
             }
             let Some(status) = (self.0.status_of)(uid) else { continue };
-            let step = worker.step(&status, name, jiff::Timestamp::now());
+            let step = worker.step(&status, name, crate::clock::now());
             if let Some(old) = worker.take_replaced() {
                 self.0.results.write().remove(&(old, kind));
             }
@@ -303,7 +316,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn three_failures_in_a_row_are_one_verdict() {
         let fake = FakeCri::default();
-        let id = fake.create_container("s", cri::ContainerConfig::default(), Default::default()).await.unwrap();
+        let id =
+            fake.create_container("s", cri::ContainerConfig::default(), Default::default()).await.unwrap();
         fake.start_container(&id).await.unwrap();
         fake.on_exec("check", ExecOutput { exit_code: 1, stderr: b"bad".to_vec(), ..Default::default() });
         let pod: Arc<Pod> = Arc::new(
@@ -331,7 +345,8 @@ mod tests {
         probes.add_pod(&pod);
         assert!(probes.probed("u", "c", Kind::Liveness));
         tokio::time::sleep(Duration::from_secs(10)).await;
-        let seen: Vec<_> = changes.lock().iter().map(|(v, t)| (*v, t.duration_since(began).as_secs())).collect();
+        let seen: Vec<_> =
+            changes.lock().iter().map(|(v, t)| (*v, t.duration_since(began).as_secs())).collect();
         assert_eq!(seen, [(Verdict::Success, 0), (Verdict::Failure, 2)]);
         assert_eq!(probes.verdict(&id, Kind::Liveness), Some(Verdict::Failure));
         assert_eq!(events.lock().len(), 3, "a failed container is not probed again");

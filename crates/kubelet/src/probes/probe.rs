@@ -59,7 +59,9 @@ pub async fn run(runtime: &dyn Cri, spec: &Probe, container: &Container, id: &st
             }
         }
         // An empty value means that the header is not sent.
-        headers.retain(|(n, v)| !(v.is_empty() && (n.eq_ignore_ascii_case("Accept") || n.eq_ignore_ascii_case("User-Agent"))));
+        headers.retain(|(n, v)| {
+            !(v.is_empty() && (n.eq_ignore_ascii_case("Accept") || n.eq_ignore_ascii_case("User-Agent")))
+        });
         let scheme = get.scheme.as_deref().unwrap_or("HTTP");
         let url = http::url(scheme, host, port, get.path.as_deref().unwrap_or("/"));
         return match http::get(&url, &headers, Some(timeout)).await {

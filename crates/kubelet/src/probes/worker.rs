@@ -143,8 +143,10 @@ mod tests {
     use serde_json::{Value, json};
 
     fn status(id: &str, started: bool, state: Value) -> PodStatus {
-        serde_json::from_value(json!({"phase": "Running", "containerStatuses": [{"name": "c", "image": "", "imageID": "",
-            "ready": false, "restartCount": 0, "started": started, "containerID": id, "state": state}]}))
+        serde_json::from_value(
+            json!({"phase": "Running", "containerStatuses": [{"name": "c", "image": "", "imageID": "",
+            "ready": false, "restartCount": 0, "started": started, "containerID": id, "state": state}]}),
+        )
         .unwrap()
     }
 
@@ -166,7 +168,10 @@ mod tests {
         assert_eq!(w.step(&PodStatus::default(), "c", at(0)), Step::Wait);
         assert_eq!(w.step(&running("x://a", true), "c", at(4)), Step::Set("a".into(), Verdict::Success));
         assert_eq!(w.step(&running("x://a", false), "c", at(9)), Step::Wait);
-        assert_eq!(w.step(&running("x://a", true), "c", at(9)), Step::Probe { id: "a".into(), initial: None });
+        assert_eq!(
+            w.step(&running("x://a", true), "c", at(9)),
+            Step::Probe { id: "a".into(), initial: None }
+        );
         let mut s = worker(Kind::Startup, json!({}));
         assert_eq!(
             s.step(&running("x://a", false), "c", at(0)),

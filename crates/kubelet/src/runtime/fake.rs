@@ -5,7 +5,6 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use jiff::Timestamp;
 use parking_lot::Mutex;
 use tonic::Code;
 
@@ -21,6 +20,7 @@ struct State {
     calls: Vec<String>,
     fail: HashMap<String, RuntimeError>,
     exec: HashMap<String, ExecOutput>,
+    streams: Option<String>,
 }
 
 /// See the module. Cheap to clone.
@@ -53,6 +53,11 @@ impl FakeCri {
     /// What a command gives in every container, by its words joined with blanks.
     pub fn on_exec(&self, command: &str, output: ExecOutput) {
         self.0.lock().exec.insert(command.to_string(), output);
+    }
+
+    /// Says where streams are served.
+    pub fn serve_streams_at(&self, url: &str) {
+        self.0.lock().streams = Some(url.to_string());
     }
 
     /// Ends the newest container of that name.
@@ -88,7 +93,7 @@ fn same_image(a: &str, b: &str) -> bool {
 }
 
 fn nanos() -> i64 {
-    i64::try_from(Timestamp::now().as_nanosecond()).unwrap_or(i64::MAX)
+    crate::clock::nanos()
 }
 
 fn end(c: &mut cri::ContainerStatus, code: i32) {
@@ -107,7 +112,8 @@ fn not_found(what: &str) -> RuntimeError {
 
 impl State {
     fn step(&mut self, call: String) -> Result<u64> {
-        let failure = self.fail.get(&call).or_else(|| self.fail.get(call.split(' ').next().unwrap_or(""))).cloned();
+        let failure =
+            self.fail.get(&call).or_else(|| self.fail.get(call.split(' ').next().unwrap_or(""))).cloned();
         self.calls.push(call);
         match failure {
             Some(e) => Err(e),
@@ -305,13 +311,20 @@ impl Cri for FakeCri {
         let command = command.join(" ");
         s.step(format!("exec {command}"))?;
         if s.container(id)?.state != cri::ContainerState::ContainerRunning as i32 {
-            return Err(RuntimeError::unknown("failed to exec in container: container is in CONTAINER_EXITED state"));
+            return Err(RuntimeError::unknown(
+                "failed to exec in container: container is in CONTAINER_EXITED state",
+            ));
         }
         Ok(s.exec.get(&command).cloned().unwrap_or_default())
     }
 
-    async fn stream_url(&self, _: Stream) -> Result<String> {
-        Err(RuntimeError { code: Code::Unimplemented, message: "a fake runtime has no streams".into() })
+    async fn stream_url(&self, stream: Stream) -> Result<String> {
+        let mut s = self.0.lock();
+        s.step(format!("{stream:?}"))?;
+        s.streams.clone().ok_or_else(|| RuntimeError {
+            code: Code::Unimplemented,
+            message: "a fake runtime has no streams".into(),
+        })
     }
 
     async fn image_status(&self, image: &str) -> Result<Option<cri::Image>> {

@@ -64,9 +64,10 @@ impl GrpcCri {
         let result = loop {
             let answer = match tokio::time::timeout_at(end, make()).await {
                 Ok(answer) => answer.map(Response::into_inner).map_err(RuntimeError::from),
-                Err(_) => {
-                    Err(RuntimeError { code: Code::DeadlineExceeded, message: "context deadline exceeded".into() })
-                }
+                Err(_) => Err(RuntimeError {
+                    code: Code::DeadlineExceeded,
+                    message: "context deadline exceeded".into(),
+                }),
             };
             match answer {
                 Err(e) if e.message.contains(STARTING) && Instant::now() + RETRY < end => {
@@ -262,8 +263,7 @@ impl Cri for GrpcCri {
             Ok(s) if s > 0 => self.timeout + Duration::from_secs(s),
             _ => Duration::from_secs(u64::from(u32::MAX)),
         };
-        let request =
-            cri::ExecSyncRequest { container_id: id.to_string(), cmd: command.to_vec(), timeout };
+        let request = cri::ExecSyncRequest { container_id: id.to_string(), cmd: command.to_vec(), timeout };
         let r = self
             .call("exec_sync", limit, || {
                 let (mut c, r) = (self.runtime.clone(), request.clone());
@@ -276,30 +276,27 @@ impl Cri for GrpcCri {
     async fn stream_url(&self, stream: Stream) -> Result<String> {
         let c = &self.runtime;
         match &stream {
-            Stream::Exec(r) => {
-                self.call("exec", self.timeout, || {
+            Stream::Exec(r) => self
+                .call("exec", self.timeout, || {
                     let (mut c, r) = (c.clone(), r.clone());
                     async move { c.exec(r).await }
                 })
                 .await
-                .map(|r| r.url)
-            }
-            Stream::Attach(r) => {
-                self.call("attach", self.timeout, || {
+                .map(|r| r.url),
+            Stream::Attach(r) => self
+                .call("attach", self.timeout, || {
                     let (mut c, r) = (c.clone(), r.clone());
                     async move { c.attach(r).await }
                 })
                 .await
-                .map(|r| r.url)
-            }
-            Stream::PortForward(r) => {
-                self.call("port_forward", self.timeout, || {
+                .map(|r| r.url),
+            Stream::PortForward(r) => self
+                .call("port_forward", self.timeout, || {
                     let (mut c, r) = (c.clone(), r.clone());
                     async move { c.port_forward(r).await }
                 })
                 .await
-                .map(|r| r.url)
-            }
+                .map(|r| r.url),
         }
     }
 

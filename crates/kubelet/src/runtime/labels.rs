@@ -31,7 +31,8 @@ const OUR_HASH: &str = "pilothouse.io/container.hash";
 
 /// Labels of a sandbox: the pod's own, and who it is.
 pub fn sandbox_labels(pod: &Pod) -> HashMap<String, String> {
-    let mut labels: HashMap<String, String> = pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
+    let mut labels: HashMap<String, String> =
+        pod.metadata.labels.clone().unwrap_or_default().into_iter().collect();
     labels.insert(POD_NAME.into(), pod.name().into());
     labels.insert(POD_NAMESPACE.into(), pod.namespace().into());
     labels.insert(POD_UID.into(), pod.uid().into());
@@ -54,7 +55,11 @@ pub fn container_labels(pod: &Pod, container: &Container) -> HashMap<String, Str
 }
 
 /// Annotations of a container: what must be known of it when its pod is gone from the API server.
-pub fn container_annotations(pod: &Pod, container: &Container, restart_count: u32) -> HashMap<String, String> {
+pub fn container_annotations(
+    pod: &Pod,
+    container: &Container,
+    restart_count: u32,
+) -> HashMap<String, String> {
     let hash = format!("{:x}", hash(container));
     let mut a = HashMap::from([
         (HASH.into(), hash.clone()),
@@ -73,7 +78,8 @@ pub fn container_annotations(pod: &Pod, container: &Container, restart_count: u3
     if let Some(text) = pre_stop.and_then(|h| serde_json::to_string(h).ok()) {
         a.insert(PRE_STOP.into(), text);
     }
-    if let Some(text) = container.ports.as_ref().filter(|p| !p.is_empty()).and_then(|p| serde_json::to_string(p).ok())
+    if let Some(text) =
+        container.ports.as_ref().filter(|p| !p.is_empty()).and_then(|p| serde_json::to_string(p).ok())
     {
         a.insert(PORTS.into(), text);
     }
@@ -122,7 +128,8 @@ pub fn restored_container(status: &cri::ContainerStatus) -> Container {
         ..Default::default()
     };
     if let Some(hook) = a.get(PRE_STOP).and_then(|t| serde_json::from_str(t).ok()) {
-        c.lifecycle = Some(k8s_openapi::api::core::v1::Lifecycle { pre_stop: Some(hook), ..Default::default() });
+        c.lifecycle =
+            Some(k8s_openapi::api::core::v1::Lifecycle { pre_stop: Some(hook), ..Default::default() });
     }
     c
 }

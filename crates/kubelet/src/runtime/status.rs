@@ -45,6 +45,10 @@ pub struct ContainerStatus {
     pub id: String,
     /// Its name in the pod.
     pub name: String,
+    /// Id of its sandbox.
+    pub sandbox: String,
+    /// Its log.
+    pub log_path: String,
     /// State.
     pub state: State,
     /// When it was made.
@@ -114,7 +118,11 @@ pub async fn pod_status(runtime: &dyn Cri, uid: &str) -> Result<PodStatus> {
     }
     for c in &containers {
         match runtime.container_status(&c.id).await {
-            Ok(c) => status.containers.push(container_status(c)),
+            Ok(s) => {
+                let mut s = container_status(s);
+                s.sandbox = c.pod_sandbox_id.clone();
+                status.containers.push(s);
+            }
             Err(e) if e.is_not_found() => {}
             Err(e) => return Err(e),
         }
@@ -152,6 +160,8 @@ fn container_status(c: cri::ContainerStatus) -> ContainerStatus {
     }
     ContainerStatus {
         name: c.metadata.map(|m| m.name).unwrap_or_default(),
+        sandbox: String::new(),
+        log_path: c.log_path,
         state,
         created_at: c.created_at,
         started_at: c.started_at,
@@ -168,7 +178,8 @@ fn container_status(c: cri::ContainerStatus) -> ContainerStatus {
 
 /// What a container left in its termination message file, or else in its log.
 fn last_words(c: &cri::ContainerStatus, info: &Info) -> String {
-    let file = c.mounts.iter().find(|m| !info.message_path.is_empty() && m.container_path == info.message_path);
+    let file =
+        c.mounts.iter().find(|m| !info.message_path.is_empty() && m.container_path == info.message_path);
     if let Some(mount) = file {
         match read_tail(Path::new(&mount.host_path), MAX_MESSAGE) {
             Ok(text) if !text.is_empty() => return text,
@@ -177,9 +188,12 @@ fn last_words(c: &cri::ContainerStatus, info: &Info) -> String {
             Err(e) => return format!("Error on reading termination log {}: {e}", mount.host_path),
         }
     }
-    let fall_back = info.message_policy == "FallbackToLogsOnError" && c.exit_code != 0 && c.reason != "ContainerCannotRun";
+    let fall_back = info.message_policy == "FallbackToLogsOnError"
+        && c.exit_code != 0
+        && c.reason != "ContainerCannotRun";
     if fall_back {
-        return read_log_tail(Path::new(&c.log_path)).unwrap_or_else(|e| format!("Error on reading termination message from logs: {e}"));
+        return read_log_tail(Path::new(&c.log_path))
+            .unwrap_or_else(|e| format!("Error on reading termination message from logs: {e}"));
     }
     String::new()
 }
@@ -203,7 +217,9 @@ fn read_log_tail(path: &Path) -> std::io::Result<String> {
     for line in &lines[lines.len().saturating_sub(MAX_LOG_LINES)..] {
         // <time> <stream> <tag> <text>, tag F for a full line and P for a part of one.
         let mut parts = line.splitn(4, ' ');
-        let (Some(_), Some(_), Some(tag), Some(rest)) = (parts.next(), parts.next(), parts.next(), parts.next()) else {
+        let (Some(_), Some(_), Some(tag), Some(rest)) =
+            (parts.next(), parts.next(), parts.next(), parts.next())
+        else {
             continue;
         };
         text.push_str(if tag.starts_with('P') { rest.trim_end_matches('\n') } else { rest });
@@ -255,14 +271,20 @@ mod tests {
     #[test]
     fn last_words_come_from_the_file_then_from_the_log() {
         let dir = tempfile::tempdir().unwrap();
-        let log: String = (0..60).map(|i| format!("2020-01-01T00:00:00.0Z stdout F {}-{i}\n", "0123456789".repeat(7))).collect();
+        let log: String = (0..60)
+            .map(|i| format!("2020-01-01T00:00:00.0Z stdout F {}-{i}\n", "0123456789".repeat(7)))
+            .collect();
         std::fs::write(dir.path().join("log"), log).unwrap();
         let message = |policy: &str, code| container_status(exited(dir.path(), policy, code)).message;
         assert_eq!(message("File", 1), "");
         assert_eq!(message("FallbackToLogsOnError", 0), "");
         let text = message("FallbackToLogsOnError", 1);
         assert_eq!(text.len(), 2048);
-        assert!(text.ends_with("-58\n01234567890123456789012345678901234567890123456789012345678901234567890123456789-59\n") || text.ends_with("-59\n"));
+        assert!(
+            text.ends_with(
+                "-58\n01234567890123456789012345678901234567890123456789012345678901234567890123456789-59\n"
+            ) || text.ends_with("-59\n")
+        );
         std::fs::write(dir.path().join("message"), "x".repeat(5000)).unwrap();
         assert_eq!(message("FallbackToLogsOnError", 1).len(), 4096);
     }

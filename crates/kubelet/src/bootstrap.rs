@@ -1,0 +1,139 @@
+//! The first start of a kubelet: with a kubeconfig that is good for nothing but asking, it gets a certificate of its
+//! own and writes a kubeconfig with it. Later it renews that certificate before it ends.
+
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use kube::Client;
+use kube::config::Kubeconfig;
+use pilothouse_client::config::connect;
+use pilothouse_component_base::signals::Stop;
+use pilothouse_pki::files;
+use serde_json::{Value, json};
+
+use crate::certificates::{CLIENT_SIGNER, Store, ask, node_subject, validity};
+use crate::config::Config;
+
+const USAGES: [&str; 3] = ["digital signature", "key encipherment", "client auth"];
+/// How the kubelet names itself to the API server.
+pub const USER_AGENT: &str = "kubelet";
+
+/// Whether a kubeconfig is there and its client certificate, where it has one, is still good.
+fn still_valid(path: &Path, now: Timestamp) -> bool {
+    let Ok(config) = Kubeconfig::read_from(path) else { return false };
+    for user in &config.auth_infos {
+        let Some(auth) = &user.auth_info else { continue };
+        let Some(file) = &auth.client_certificate else { continue };
+        match std::fs::read(file).ok().and_then(|pem| validity(&pem)) {
+            Some((_, end)) if end > now => {}
+            _ => return false,
+        }
+    }
+    true
+}
+
+/// Gets the kubelet its own kubeconfig where it has none that is good. Returns at once where it has.
+pub async fn bootstrap(config: &Config, stop: &Stop) -> anyhow::Result<()> {
+    let (Some(own), Some(first)) = (&config.kubeconfig, &config.bootstrap_kubeconfig) else { return Ok(()) };
+    if still_valid(own, Timestamp::now()) {
+        tracing::info!("Kubeconfig {} exists and is valid, skipping bootstrap", own.display());
+        return Ok(());
+    }
+    tracing::info!("Using bootstrap kubeconfig to generate TLS client cert, key and kubeconfig file");
+    std::fs::create_dir_all(&config.cert_dir).with_context(|| config.cert_dir.display().to_string())?;
+    let client = connect(first, USER_AGENT).await.context("unable to load bootstrap kubeconfig")?;
+    let store = Store::client(&config.cert_dir);
+    let subject = node_subject(&config.node_name);
+    let request = ask(&client, &store, "node-csr-", CLIENT_SIGNER, &USAGES, &subject);
+    tokio::select! {
+        r = request => r.context("failed to run Kubelet: cannot get a client certificate")?,
+        _ = stop.wait() => return Ok(()),
+    }
+    let text = std::fs::read_to_string(first).with_context(|| first.display().to_string())?;
+    let kubeconfig = own_kubeconfig(&text, first, &store.current())?;
+    if let Some(dir) = own.parent() {
+        std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
+    }
+    files::write_private(own, serde_yaml_ng::to_string(&kubeconfig)?.as_bytes())?;
+    Ok(())
+}
+
+/// A kubeconfig for the same cluster, with a certificate in place of the token.
+fn own_kubeconfig(bootstrap: &str, path: &Path, pem: &Path) -> anyhow::Result<Value> {
+    let given: Value = serde_yaml_ng::from_str(bootstrap).context("bootstrap kubeconfig")?;
+    let named = |list: &str, name: &str| {
+        given[list].as_array().and_then(|l| l.iter().find(|x| x["name"] == name)).cloned().unwrap_or_default()
+    };
+    let current = given["current-context"].as_str().unwrap_or("");
+    let context = named("contexts", current);
+    let mut cluster =
+        named("clusters", context["context"]["cluster"].as_str().unwrap_or(""))["cluster"].clone();
+    anyhow::ensure!(cluster["server"].is_string(), "bootstrap kubeconfig {}: no cluster", path.display());
+    // A relative file name is one in the bootstrap kubeconfig's folder.
+    if let (Some(ca), Some(dir)) = (cluster["certificate-authority"].as_str(), path.parent()) {
+        cluster["certificate-authority"] = json!(dir.join(ca).display().to_string());
+    }
+    let pem = pem.display().to_string();
+    Ok(json!({
+        "apiVersion": "v1",
+        "kind": "Config",
+        "preferences": {},
+        "clusters": [{"name": "default-cluster", "cluster": cluster}],
+        "contexts": [{"name": "default-context",
+            "context": {"cluster": "default-cluster", "namespace": "default", "user": "default-auth"}}],
+        "current-context": "default-context",
+        "users": [{"name": "default-auth", "user": {"client-certificate": pem, "client-key": pem}}]
+    }))
+}
+
+/// Renews the client certificate when it is time; returns when a new one is there. Never returns where the kubelet
+/// does not renew its certificate.
+pub async fn renew(config: &Config, client: Client) {
+    let store = Store::client(&config.cert_dir);
+    let Some((from, to)) = store.validity().filter(|_| config.rotate_certificates) else {
+        return std::future::pending().await;
+    };
+    let at = crate::certificates::renewal(from, to, rand::random());
+    let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
+    tracing::info!("Certificate rotation deadline is {at}, waiting {}s", wait.as_secs());
+    tokio::time::sleep(wait).await;
+    loop {
+        let subject = node_subject(&config.node_name);
+        match ask(&client, &store, "csr-", CLIENT_SIGNER, &USAGES, &subject).await {
+            Ok(()) => return,
+            Err(e) => tracing::warn!("client certificate not renewed: {e:#}"),
+        }
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const BOOTSTRAP: &str = "apiVersion: v1\nkind: Config\nclusters:\n- name: k\n  cluster: {server: 'https://1.2.3.4:6443', certificate-authority: ca.pem}\n\
+        contexts:\n- name: d\n  context: {cluster: k, user: u}\ncurrent-context: d\nusers:\n- name: u\n  user: {token: t}\n";
+
+    #[test]
+    fn the_new_kubeconfig_has_the_cluster_and_no_token() {
+        let v = own_kubeconfig(BOOTSTRAP, Path::new("/cfg/b.kubeconfig"), Path::new("/ssl/c.pem")).unwrap();
+        assert_eq!(v["clusters"][0]["cluster"]["certificate-authority"], "/cfg/ca.pem");
+        assert_eq!(v["users"][0]["user"]["client-key"], "/ssl/c.pem");
+        assert!(!v.to_string().contains("token"));
+        assert!(own_kubeconfig("kind: Config", Path::new("x"), Path::new("y")).is_err());
+    }
+
+    #[test]
+    fn a_kubeconfig_without_its_certificate_is_not_valid() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("k");
+        assert!(!still_valid(&path, Timestamp::now()));
+        let v = own_kubeconfig(BOOTSTRAP, Path::new("/b"), &dir.path().join("c.pem")).unwrap();
+        std::fs::write(&path, serde_yaml_ng::to_string(&v).unwrap()).unwrap();
+        assert!(!still_valid(&path, Timestamp::now()));
+        std::fs::write(&path, BOOTSTRAP).unwrap();
+        assert!(still_valid(&path, Timestamp::now()));
+    }
+}

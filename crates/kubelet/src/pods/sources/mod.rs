@@ -1,0 +1,4 @@
+//! Where pods come from: the API server and files.
+
+pub mod defaults;
+pub mod file;
