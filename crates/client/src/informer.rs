@@ -226,7 +226,7 @@ where
                     }
                     Ok(Event::Apply(o)) => me.apply(o),
                     Ok(Event::Delete(o)) => me.remove(&key_of(&o)),
-                    Err(e) => tracing::debug!(kind = std::any::type_name::<K>(), "watch: {e}"),
+                    Err(e) => tracing::debug!(kind = %std::any::type_name::<K>().rsplit("::").next().unwrap_or_default(), "list or watch: {e}"),
                 }
             }
         })

@@ -9,6 +9,7 @@ pub mod informer;
 pub mod leader;
 pub mod queue;
 pub mod served;
+pub mod token;
 
 pub use events::EventRecorder;
 pub use informer::{Change, Informer, key_of};

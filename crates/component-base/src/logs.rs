@@ -29,7 +29,7 @@ pub fn init_with(component: &str, verbosity: i64, dir: Option<&Path>) -> std::io
         _ => "trace",
     };
     let filter = std::env::var("PILOTHOUSE_LOG")
-        .unwrap_or_else(|_| format!("warn,{}", OUR_CRATES.map(|c| format!("pilothouse_{c}={level}")).join(",")));
+        .unwrap_or_else(|_| format!("warn,kube_client=off,kube_runtime=off,{}", OUR_CRATES.map(|c| format!("pilothouse_{c}={level}")).join(",")));
     let writer = match dir {
         None => BoxMakeWriter::new(std::io::stderr),
         Some(dir) => {

@@ -28,6 +28,8 @@ pub struct Config {
     pub tls_cert_file: Option<PathBuf>,
     /// Its key.
     pub tls_private_key_file: Option<PathBuf>,
+    /// Whether each controller acts as a service account of its own.
+    pub use_service_account_credentials: bool,
     /// Whether to elect a leader.
     pub leader_elect: bool,
     /// Namespace of the lease.
@@ -152,6 +154,7 @@ impl Config {
             insecure_port: port("port")?,
             tls_cert_file: path("tls-cert-file"),
             tls_private_key_file: path("tls-private-key-file"),
+            use_service_account_credentials: flags.bool("use-service-account-credentials"),
             leader_elect: flags.bool("leader-elect"),
             leader_elect_namespace: flags.string("leader-elect-resource-namespace"),
             leader_elect_name: flags.string("leader-elect-resource-name"),

@@ -13,35 +13,60 @@ use pilothouse_client::served::{self, Candidates};
 use pilothouse_client::{EventRecorder, Informer};
 use pilothouse_component_base::signals::Stop;
 use serde::de::DeserializeOwned;
+use tokio::sync::broadcast;
 
 use crate::config::Config;
+
+/// An object in a namespace is gone.
+#[derive(Debug, Clone)]
+pub struct Removed {
+    /// Its API group.
+    pub group: String,
+    /// Its resource.
+    pub plural: String,
+    /// Its namespace.
+    pub namespace: String,
+}
 
 /// See the module. Cheap to clone.
 #[derive(Clone)]
 pub struct Context {
-    /// Client of the controller manager's own user.
+    /// The client to act with: the controller's own with `--use-service-account-credentials`, else the controller
+    /// manager's.
     pub client: Client,
+    /// Where the server is, with `--use-service-account-credentials`.
+    pub impersonal: Option<kube::Config>,
+    reader: Client,
     /// Configuration.
     pub config: Arc<Config>,
     /// When to end.
     pub stop: Stop,
     /// Minor number of the server's release: what a controller does has changed over time.
     pub server_minor: u32,
+    /// Tells of objects that are gone, of any kind; fed by the garbage collector, which watches them all.
+    pub removed: broadcast::Sender<Removed>,
     informers: Arc<Mutex<HashMap<TypeId, Box<dyn Any + Send + Sync>>>>,
     served: Arc<HashMap<&'static str, Option<ApiResource>>>,
 }
 
 impl Context {
     /// Finds out which versions of the kinds that have several the server has.
-    pub async fn new(client: Client, config: Arc<Config>, stop: Stop) -> Result<Context, kube::Error> {
+    pub async fn new(client: Client, config: Arc<Config>, stop: Stop) -> anyhow::Result<Context> {
         let minor = client.apiserver_version().await?.minor;
         let server_minor = minor.trim_end_matches('+').parse().unwrap_or(0);
         let mut found = HashMap::new();
         for c in [served::CRON_JOB, served::ENDPOINT_SLICE, served::POD_DISRUPTION_BUDGET] {
             found.insert(c.kind, served::find(&client, c).await?);
         }
+        let impersonal = match config.use_service_account_credentials {
+            true => Some(pilothouse_client::config::load(&config.kubeconfig).await?),
+            false => None,
+        };
         Ok(Context {
+            removed: broadcast::channel(1024).0,
+            reader: client.clone(),
             client,
+            impersonal,
             config,
             stop,
             server_minor,
@@ -60,7 +85,7 @@ impl Context {
     where
         K: Resource<DynamicType = ()> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        self.shared(|| Api::all(self.client.clone()))
+        self.shared(|| Api::all(self.reader.clone()))
     }
 
     /// The same for a kind whose version was found by [`Context::served`].
@@ -68,7 +93,7 @@ impl Context {
     where
         K: Resource<DynamicType = ApiResource> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     {
-        self.shared(|| Api::all_with(self.client.clone(), resource))
+        self.shared(|| Api::all_with(self.reader.clone(), resource))
     }
 
     fn shared<K>(&self, api: impl FnOnce() -> Api<K>) -> Informer<K>

@@ -4,7 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use crate::context::Context;
-use crate::{accounts, batch, certificates, endpoints, gc, node, volume, workloads};
+use crate::credentials;
+use crate::{accounts, batch, certificates, endpoints, gc, node, policy, volume, workloads};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -46,6 +47,8 @@ pub const ALL: &[Controller] = &[
     controller!("job", batch::job::start),
     controller!("cronjob", batch::cronjob::start),
     controller!("ttl-after-finished", batch::ttl::start),
+    controller!("disruption", policy::disruption::start),
+    controller!("resourcequota", policy::resource_quota::start),
     controller!("endpoint", endpoints::endpoints::start),
     controller!("endpointslice", endpoints::slices::start),
     controller!("endpointslicemirroring", endpoints::mirroring::start),
@@ -68,7 +71,14 @@ pub const NOT_HERE: &[&str] = &["service", "route", "cloud-node-lifecycle"];
 pub async fn start(context: &Context) -> anyhow::Result<()> {
     for controller in ALL {
         if context.config.enabled(controller.name, controller.on_by_default) {
-            (controller.start)(context.clone()).await?;
+            let mut own = context.clone();
+            if let (Some(config), Some(account)) =
+                (&context.impersonal, credentials::account(controller.name))
+            {
+                own.client =
+                    credentials::client(config, &context.client, account, context.stop.clone()).await?;
+            }
+            (controller.start)(own).await?;
             tracing::info!("started {:?}", controller.name);
         }
     }

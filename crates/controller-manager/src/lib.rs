@@ -11,6 +11,7 @@ pub mod config;
 pub mod context;
 pub mod control;
 pub mod controllers;
+pub mod credentials;
 pub mod endpoints;
 pub mod gc;
 pub mod node;

@@ -40,7 +40,11 @@ fn main() -> ExitCode {
         "up" => up::main(&args),
         "reset" => up::reset::main(&args),
         "version" | "--version" => {
-            println!("Pilothouse {} (Kubernetes {})", env!("CARGO_PKG_VERSION"), components::newest_version());
+            println!(
+                "Pilothouse {} (Kubernetes {})",
+                env!("CARGO_PKG_VERSION"),
+                components::newest_version()
+            );
             return ExitCode::SUCCESS;
         }
         "help" | "--help" | "-h" => {

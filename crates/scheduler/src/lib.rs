@@ -118,9 +118,11 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// The minor release in which pod affinity terms began to select namespaces by label (KEP-2249).
+const NAMESPACE_SELECTORS: u32 = 21;
+
 async fn start_listers(l: &Listers, client: &Client, stop: &Stop) -> anyhow::Result<()> {
     let all = watcher::Config::default;
-    l.namespaces.run(Api::all(client.clone()), all(), stop.clone());
     l.services.run(Api::all(client.clone()), all(), stop.clone());
     l.replication_controllers.run(Api::all(client.clone()), all(), stop.clone());
     l.replica_sets.run(Api::all(client.clone()), all(), stop.clone());
@@ -132,6 +134,19 @@ async fn start_listers(l: &Listers, client: &Client, stop: &Stop) -> anyhow::Res
     let mut tries = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
         tokio::select! { _ = stop.wait() => return Ok(()), _ = tries.tick() => {} }
+        let minor = match client.apiserver_version().await {
+            Ok(v) => v.minor.trim_end_matches('+').parse().unwrap_or(0),
+            Err(e) => {
+                tracing::warn!("waiting for the API server: {e}");
+                continue;
+            }
+        };
+        // Before namespace selectors there was no need for namespaces, and the scheduler's role did not have them.
+        if minor < NAMESPACE_SELECTORS {
+            l.namespaces.mark_synced();
+        } else if !l.namespaces.synced() {
+            l.namespaces.run(Api::all(client.clone()), all(), stop.clone());
+        }
         match served::find(client, served::POD_DISRUPTION_BUDGET).await {
             Ok(Some(version)) => {
                 l.budgets.run(Api::all_with(client.clone(), &version), all(), stop.clone());

@@ -11,7 +11,7 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ObjectReference, Secret, ServiceAccount};
-use kube::api::{DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, Preconditions};
+use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client};
 use pilothouse_client::{Change, Informer, Queue, key_of};
 use serde_json::json;
@@ -260,16 +260,12 @@ impl Worker {
             Err(e) if is_terminating_namespace(&e) => return Ok(()),
             Err(e) => return Err(e.into()),
         };
-        let patch = json!({
-            "metadata": {"resourceVersion": live.metadata.resource_version, "uid": live.metadata.uid},
-            "secrets": live
-                .secrets
-                .unwrap_or_default()
-                .into_iter()
-                .chain([ObjectReference { name: Some(secret_name), ..Default::default() }])
-                .collect::<Vec<_>>(),
-        });
-        if let Err(e) = accounts.patch(name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        let mut updated = live;
+        updated
+            .secrets
+            .get_or_insert_default()
+            .push(ObjectReference { name: Some(secret_name), ..Default::default() });
+        if let Err(e) = accounts.replace(name, &PostParams::default(), &updated).await {
             // Nobody refers to it: it would only be in the way.
             delete(&secrets, &created).await?;
             if !has_code(&e, 404) {

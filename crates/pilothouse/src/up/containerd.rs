@@ -21,6 +21,15 @@ const START: Duration = Duration::from_secs(60);
 
 /// Starts containerd where it does not run yet, and returns its CRI endpoint.
 pub async fn ensure_running(config: &Config, layout: &Layout) -> anyhow::Result<String> {
+    if running(layout).is_none() {
+        let path = layout.path("containerd/config.toml");
+        fs::write(&path, config_toml(config, layout)).with_context(|| path.display().to_string())?;
+    }
+    start(layout).await
+}
+
+/// Starts containerd with the configuration that is there, where it does not run yet, and returns its CRI endpoint.
+pub async fn start(layout: &Layout) -> anyhow::Result<String> {
     let socket = layout.path("containerd/containerd.sock");
     if socket.as_os_str().len() > 100 {
         bail!("{}: a socket's path may have 107 bytes; choose a shorter --data-dir", socket.display());
@@ -30,7 +39,6 @@ pub async fn ensure_running(config: &Config, layout: &Layout) -> anyhow::Result<
         return Ok(endpoint);
     }
     let path = layout.path("containerd/config.toml");
-    fs::write(&path, config_toml(config, layout)).with_context(|| path.display().to_string())?;
     let log_path = layout.path("logs/containerd.log");
     let log = fs::File::create(&log_path).with_context(|| log_path.display().to_string())?;
     fs::set_permissions(&log_path, fs::Permissions::from_mode(0o600))?;

@@ -17,7 +17,9 @@ pub struct Layout {
 }
 
 /// Held as long as this process works on the data directory.
-pub struct Lock(#[expect(dead_code, reason = "the lock lives as long as the open file")] nix::fcntl::Flock<File>);
+pub struct Lock(
+    #[expect(dead_code, reason = "the lock lives as long as the open file")] nix::fcntl::Flock<File>,
+);
 
 impl Layout {
     /// The layout of an existing or future data directory.
@@ -41,9 +43,9 @@ impl Layout {
     pub fn lock(&self) -> anyhow::Result<Lock> {
         let path = self.path("lock");
         let file = File::create(&path).with_context(|| path.display().to_string())?;
-        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock)
-            .map(Lock)
-            .map_err(|_| anyhow::anyhow!("{}: another pilothouse is running on this data directory", path.display()))
+        nix::fcntl::Flock::lock(file, nix::fcntl::FlockArg::LockExclusiveNonblock).map(Lock).map_err(|_| {
+            anyhow::anyhow!("{}: another pilothouse is running on this data directory", path.display())
+        })
     }
 
     /// A path below the data directory.
@@ -75,7 +77,11 @@ impl Layout {
                 .to_vec();
         hosts.push(format!("kubernetes.default.svc.{}", config.cluster_domain));
         hosts.extend([config.service_ip(1), config.node_ip.to_string(), config.node_name.clone()]);
-        issue("apiserver", Subject { common_name: "kube-apiserver".into(), organization: None, hosts }, Usage::Server)?;
+        issue(
+            "apiserver",
+            Subject { common_name: "kube-apiserver".into(), organization: None, hosts },
+            Usage::Server,
+        )?;
         for (stem, user, group) in [
             ("apiserver-kubelet-client", "kube-apiserver-kubelet-client", Some("system:masters")),
             ("admin", "admin", Some("system:masters")),
@@ -114,7 +120,8 @@ impl Layout {
     /// The kubeconfig with which the kubelet asks for its certificate.
     pub fn write_bootstrap_kubeconfig(&self, config: &Config, token: &str) -> anyhow::Result<()> {
         let ca = files::read(&self.path("pki/ca.crt"))?;
-        let text = kubeconfig(&config.server(), &ca, "kubelet-bootstrap", serde_json::json!({ "token": token }))?;
+        let text =
+            kubeconfig(&config.server(), &ca, "kubelet-bootstrap", serde_json::json!({ "token": token }))?;
         files::write_private(&self.kubeconfig("bootstrap"), text.as_bytes())?;
         Ok(())
     }
@@ -192,13 +199,17 @@ impl Layout {
             format!("--service-cluster-ip-range={}", config.service_cidr),
             "--controllers=*,bootstrapsigner,tokencleaner".into(),
             format!("--local-path-dir={}", self.text("volumes")),
+            "--use-service-account-credentials=true".into(),
             "--leader-elect=false".into(),
         ]
     }
 
     /// Flags of kube-scheduler.
     pub fn scheduler_args(&self) -> Vec<String> {
-        vec![format!("--kubeconfig={}", self.kubeconfig("scheduler").display()), "--leader-elect=false".into()]
+        vec![
+            format!("--kubeconfig={}", self.kubeconfig("scheduler").display()),
+            "--leader-elect=false".into(),
+        ]
     }
 
     /// Flags of kube-proxy.

@@ -62,7 +62,9 @@ pub async fn serve(folder: PathBuf, port: u16, stop: Stop) -> anyhow::Result<u16
                     let folder = folder.clone();
                     async move { Ok::<_, Infallible>(answer(&folder, &req).await) }
                 });
-                let _ = auto::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+                let _ = auto::Builder::new(TokioExecutor::new())
+                    .serve_connection(TokioIo::new(stream), service)
+                    .await;
             });
         }
     });
@@ -79,7 +81,8 @@ async fn answer(folder: &Path, req: &Request<Incoming>) -> Response<Body> {
         return plain(StatusCode::OK);
     }
     // containerd says in `ns` which registry it asks this mirror about.
-    let registry = req.uri().query().and_then(|q| q.split('&').find_map(|p| p.strip_prefix("ns="))).unwrap_or("");
+    let registry =
+        req.uri().query().and_then(|q| q.split('&').find_map(|p| p.strip_prefix("ns="))).unwrap_or("");
     match find(folder, req.uri().path(), registry) {
         Some(found) => file(&found, head).await.unwrap_or_else(|_| plain(StatusCode::NOT_FOUND)),
         None => plain(StatusCode::NOT_FOUND),
@@ -141,9 +144,10 @@ async fn file(found: &Found, head: bool) -> std::io::Result<Response<Body>> {
     let mut response = Response::new(body);
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_LENGTH, HeaderValue::from(length));
-    for (name, value) in
-        [(header::CONTENT_TYPE, &found.media_type), (header::HeaderName::from_static("docker-content-digest"), &found.digest)]
-    {
+    for (name, value) in [
+        (header::CONTENT_TYPE, &found.media_type),
+        (header::HeaderName::from_static("docker-content-digest"), &found.digest),
+    ] {
         if let Ok(v) = HeaderValue::from_str(value) {
             headers.insert(name, v);
         }

@@ -51,10 +51,8 @@ impl Config {
             let v = flags.string(name);
             v.parse().with_context(|| format!("--{name}={v}"))
         };
-        let service_cidr: ipnet::IpNet = flags
-            .string("service-cluster-ip-range")
-            .parse()
-            .context("--service-cluster-ip-range")?;
+        let service_cidr: ipnet::IpNet =
+            flags.string("service-cluster-ip-range").parse().context("--service-cluster-ip-range")?;
         let cluster_cidr = flags.string("cluster-cidr").parse().context("--cluster-cidr")?;
         let node_ip = if flags.given("node-ip") { parse_ip("node-ip")? } else { network::own_address()? };
         let data_dir = PathBuf::from(flags.string("data-dir"));
@@ -118,7 +116,8 @@ async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         None => {
             network::write_cni_config(&config, &layout)?;
             if let Some(dir) = &config.image_dir {
-                let port = mirror::serve(dir.clone(), containerd::last_mirror_port(&layout), stop.clone()).await?;
+                let port =
+                    mirror::serve(dir.clone(), containerd::last_mirror_port(&layout), stop.clone()).await?;
                 containerd::use_mirror(&layout, port)?;
             }
             containerd::ensure_running(&config, &layout).await?
@@ -153,10 +152,14 @@ async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         _ = stop.wait() => Ok(()),
         Some(ended) = tasks.join_next() => Err(failure(ended)),
     };
-    let _ = tokio::time::timeout(Duration::from_secs(20), async { while others.join_next().await.is_some() {} }).await;
+    let _ =
+        tokio::time::timeout(Duration::from_secs(20), async { while others.join_next().await.is_some() {} })
+            .await;
     others.abort_all();
     stop_server.stop();
-    let _ = tokio::time::timeout(Duration::from_secs(20), async { while tasks.join_next().await.is_some() {} }).await;
+    let _ =
+        tokio::time::timeout(Duration::from_secs(20), async { while tasks.join_next().await.is_some() {} })
+            .await;
     result
 }
 

@@ -77,7 +77,8 @@ fn node_subnet(cluster: ipnet::Ipv4Net) -> ipnet::Ipv4Net {
 /// them even without a default route, and what it does not translate is rejected.
 pub async fn fence(config: &Config) -> anyhow::Result<()> {
     run("sysctl", &["-qw", "net.ipv4.ip_forward=1"]).await?;
-    run("ip", &["route", "replace", "unreachable", &config.cluster_cidr.to_string(), "metric", "4096"]).await?;
+    run("ip", &["route", "replace", "unreachable", &config.cluster_cidr.to_string(), "metric", "4096"])
+        .await?;
     let service = config.service_cidr.to_string();
     run("ip", &["route", "replace", &service, "dev", "lo", "src", &config.node_ip.to_string()]).await?;
     let family = if config.service_cidr.addr().is_ipv4() { "ip" } else { "ip6" };
@@ -103,6 +104,20 @@ pub async fn unfence(service_cidr: &str, cluster_cidr: &str) {
     let _ = run("ip", &["link", "del", BRIDGE]).await;
 }
 
+/// The service network that [`fence`] routed to loopback and that holds `ip`.
+pub async fn loopback_route_to(ip: &str) -> Option<String> {
+    let output = Command::new("ip")
+        .args(["-j", "route", "show", "dev", "lo"])
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .ok()?;
+    let routes: Vec<serde_json::Value> = serde_json::from_slice(&output.stdout).ok()?;
+    let ip: IpAddr = ip.parse().ok()?;
+    let networks = routes.iter().filter_map(|r| r["dst"].as_str());
+    networks.filter(|n| n.parse::<ipnet::IpNet>().is_ok_and(|n| n.contains(&ip))).map(String::from).next()
+}
+
 /// Applies a batch of nft commands, all or nothing.
 pub async fn nft(rules: &str) -> anyhow::Result<()> {
     let mut child = Command::new("nft")
@@ -123,8 +138,12 @@ pub async fn nft(rules: &str) -> anyhow::Result<()> {
 }
 
 async fn run(program: &str, args: &[&str]) -> anyhow::Result<()> {
-    let output =
-        Command::new(program).args(args).stdin(Stdio::null()).output().await.with_context(|| program.to_string())?;
+    let output = Command::new(program)
+        .args(args)
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .with_context(|| program.to_string())?;
     if !output.status.success() {
         bail!("{program} {}: {}", args.join(" "), String::from_utf8_lossy(&output.stderr).trim());
     }
