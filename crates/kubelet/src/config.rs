@@ -145,12 +145,15 @@ impl Config {
         let mut k = KubeletConfiguration::load(file.as_deref(), flags)?;
         let report = match k.string("nodeStatusReportFrequency").as_str() {
             // Where the update frequency is set and this one is not, both are the same.
-            "" if k.string("nodeStatusUpdateFrequency") != "10s" => k.duration("nodeStatusUpdateFrequency")?,
+            "" if k.string("nodeStatusUpdateFrequency") != "10s" => {
+                k.duration("nodeStatusUpdateFrequency")?
+            }
             "" => Duration::from_secs(300),
             _ => k.duration("nodeStatusReportFrequency")?,
         };
         if k.string("nodeStatusReportFrequency").is_empty() {
-            let text = if report.as_secs() == 300 { "5m0s".into() } else { k.string("nodeStatusUpdateFrequency") };
+            let text =
+                if report.as_secs() == 300 { "5m0s".into() } else { k.string("nodeStatusUpdateFrequency") };
             k.set("nodeStatusReportFrequency", text.into());
         }
         let cert_dir = PathBuf::from(flags.string("cert-dir"));
@@ -161,16 +164,26 @@ impl Config {
         let path = |s: String| Some(s).filter(|s| !s.is_empty()).map(PathBuf::from);
         let address = |field: &str| {
             let text = k.string(field);
-            text.trim().parse::<IpAddr>().map_err(|_| format!("invalid configuration: {field}: {text:?} is no IP address"))
+            text.trim()
+                .parse::<IpAddr>()
+                .map_err(|_| format!("invalid configuration: {field}: {text:?} is no IP address"))
         };
         let port = |field: &str| {
-            u16::try_from(k.int(field))
-                .map_err(|_| format!("invalid configuration: {field} {} must be between 0 and 65535, inclusive", k.int(field)))
+            u16::try_from(k.int(field)).map_err(|_| {
+                format!(
+                    "invalid configuration: {field} {} must be between 0 and 65535, inclusive",
+                    k.int(field)
+                )
+            })
         };
         let driver = match k.string("cgroupDriver").as_str() {
             "cgroupfs" => CgroupDriver::Cgroupfs,
             "systemd" => CgroupDriver::Systemd,
-            other => return Err(format!("invalid configuration: cgroupDriver {other:?} must be cgroupfs or systemd")),
+            other => {
+                return Err(format!(
+                    "invalid configuration: cgroupDriver {other:?} must be cgroupfs or systemd"
+                ));
+            }
         };
         let node_name = match flags.opt("hostname-override") {
             Some(name) => name,
@@ -184,7 +197,9 @@ impl Config {
             Some(ip) => Some(ip.parse().map_err(|_| format!("bad --node-ip {ip:?}: it is no IP address"))?),
             None => None,
         };
-        for f in ["container-runtime", "network-plugin", "cni-conf-dir", "cni-bin-dir", "cni-cache-dir", "help"] {
+        for f in
+            ["container-runtime", "network-plugin", "cni-conf-dir", "cni-bin-dir", "cni-cache-dir", "help"]
+        {
             // They concern dockershim: with CRI, the runtime has its own configuration.
             flags.given(f);
         }
@@ -223,7 +238,10 @@ impl Config {
             cluster_dns: k
                 .strings("clusterDNS")
                 .iter()
-                .map(|s| s.parse().map_err(|_| format!("invalid configuration: clusterDNS: {s:?} is no IP address")))
+                .map(|s| {
+                    s.parse()
+                        .map_err(|_| format!("invalid configuration: clusterDNS: {s:?} is no IP address"))
+                })
                 .collect::<Result<_, _>>()?,
             // The posts write it with blanks or a dot at its end.
             cluster_domain: k.string("clusterDomain").trim().trim_end_matches('.').to_string(),
@@ -282,7 +300,14 @@ impl Config {
     }
 
     /// A container's log, by the number of its restart.
-    pub fn container_log(&self, namespace: &str, name: &str, uid: &str, container: &str, restarts: u32) -> PathBuf {
+    pub fn container_log(
+        &self,
+        namespace: &str,
+        name: &str,
+        uid: &str,
+        container: &str,
+        restarts: u32,
+    ) -> PathBuf {
         self.pod_log_dir(namespace, name, uid).join(container).join(format!("{restarts}.log"))
     }
 
@@ -310,7 +335,11 @@ fn runtime_endpoint(flags: &Flags) -> String {
 
 /// The path of `unix:///path`, `unix:/path` or `/path`.
 fn socket_path(endpoint: &str) -> String {
-    endpoint.strip_prefix("unix://").or_else(|| endpoint.strip_prefix("unix:")).unwrap_or(endpoint).to_string()
+    endpoint
+        .strip_prefix("unix://")
+        .or_else(|| endpoint.strip_prefix("unix:"))
+        .unwrap_or(endpoint)
+        .to_string()
 }
 
 fn hostname() -> Result<String, String> {
@@ -379,7 +408,9 @@ mod tests {
     fn bad_values_are_named() {
         assert!(config(&["--node-ip=x"]).unwrap_err().contains("--node-ip"));
         assert!(config(&["--hostname-override=n", "--address=x"]).unwrap_err().contains("address"));
-        assert!(config(&["--hostname-override=n", "--cgroup-driver=x"]).unwrap_err().contains("cgroupDriver"));
+        assert!(
+            config(&["--hostname-override=n", "--cgroup-driver=x"]).unwrap_err().contains("cgroupDriver")
+        );
         assert!(config(&["--register-with-taints=a=b"]).unwrap_err().contains("taint"));
     }
 }

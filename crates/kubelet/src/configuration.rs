@@ -197,15 +197,29 @@ impl KubeletConfiguration {
             let text = flags.string(flag);
             let value = match (self.at(path), *flag) {
                 (_, "feature-gates") => {
-                    json!(flags.map(flag).into_iter().map(|(k, v)| (k, json!(v == "true"))).collect::<Map<_, _>>())
+                    json!(
+                        flags
+                            .map(flag)
+                            .into_iter()
+                            .map(|(k, v)| (k, json!(v == "true")))
+                            .collect::<Map<_, _>>()
+                    )
                 }
                 (_, f) if is_map(f) => json!(flags.map(flag)),
-                (_, "cluster-dns" | "enforce-node-allocatable" | "allowed-unsafe-sysctls" | "tls-cipher-suites") => {
+                (
+                    _,
+                    "cluster-dns"
+                    | "enforce-node-allocatable"
+                    | "allowed-unsafe-sysctls"
+                    | "tls-cipher-suites",
+                ) => {
                     json!(flags.strings(flag).into_iter().filter(|s| s != "none").collect::<Vec<_>>())
                 }
                 (Value::Bool(_), _) => json!(flags.bool(flag)),
                 (Value::Number(_), _) => json!(flags.int(flag)),
-                (_, "read-only-port" | "pods-per-core" | "eviction-max-pod-grace-period") => json!(flags.int(flag)),
+                (_, "read-only-port" | "pods-per-core" | "eviction-max-pod-grace-period") => {
+                    json!(flags.int(flag))
+                }
                 (_, "protect-kernel-defaults" | "rotate-certificates" | "rotate-server-certificates") => {
                     json!(flags.bool(flag))
                 }
@@ -258,13 +272,18 @@ impl KubeletConfiguration {
     /// A Go duration.
     pub fn duration(&self, path: &str) -> Result<Duration, String> {
         let text = self.string(path);
-        parse_duration(&text).ok_or_else(|| format!("invalid configuration: {path}: invalid duration {text:?}"))
+        parse_duration(&text)
+            .ok_or_else(|| format!("invalid configuration: {path}: invalid duration {text:?}"))
     }
 
     /// A list of texts.
     pub fn strings(&self, path: &str) -> Vec<String> {
         let list = self.at(path);
-        list.as_array().into_iter().flatten().filter_map(|v| v.as_str().map(|s| s.trim().to_string())).collect()
+        list.as_array()
+            .into_iter()
+            .flatten()
+            .filter_map(|v| v.as_str().map(|s| s.trim().to_string()))
+            .collect()
     }
 
     /// A map of texts; numbers become texts.
@@ -337,6 +356,10 @@ mod tests {
 
     #[test]
     fn another_kind_is_refused() {
-        assert!(KubeletConfiguration::from_yaml("kind: Pod\napiVersion: v1").unwrap_err().contains("no kind \"Pod\""));
+        assert!(
+            KubeletConfiguration::from_yaml("kind: Pod\napiVersion: v1")
+                .unwrap_err()
+                .contains("no kind \"Pod\"")
+        );
     }
 }

@@ -63,9 +63,10 @@ pub async fn run_command(
             out.extend_from_slice(&o.stderr);
             (out, error)
         }
-        Err(e) if e.code == tonic::Code::DeadlineExceeded => {
-            (Vec::new(), Some(CommandError::TimedOut(format!("command {} timed out", quote(&command.join(" "))))))
-        }
+        Err(e) if e.code == tonic::Code::DeadlineExceeded => (
+            Vec::new(),
+            Some(CommandError::TimedOut(format!("command {} timed out", quote(&command.join(" "))))),
+        ),
         Err(e) => (Vec::new(), Some(CommandError::Runtime(e.to_string()))),
     }
 }
@@ -146,9 +147,10 @@ mod tests {
 
     #[tokio::test]
     async fn a_failed_hook_says_what_it_ran() {
-        let pod: Pod = serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
+        let pod: Pod =
+            serde_json::from_value(json!({"metadata": {"name": "p", "namespace": "n", "uid": "u"},
             "spec": {"containers": [{"name": "c"}]}}))
-        .unwrap();
+            .unwrap();
         let c = &pod.pod_spec().containers[0];
         let fake = FakeCri::default();
         let id = fake
@@ -157,13 +159,15 @@ mod tests {
             .unwrap();
         fake.start_container(&id).await.unwrap();
         fake.on_exec("sh -c x", ExecOutput { stdout: b"why\n".to_vec(), exit_code: 9, ..Default::default() });
-        let hook: LifecycleHandler = serde_json::from_value(json!({"exec": {"command": ["sh", "-c", "x"]}})).unwrap();
+        let hook: LifecycleHandler =
+            serde_json::from_value(json!({"exec": {"command": ["sh", "-c", "x"]}})).unwrap();
         let e = run(&fake, &pod, c, &id, "", &hook).await.unwrap_err();
         assert_eq!(
             e.message,
             "Exec lifecycle hook ([sh -c x]) for Container \"c\" in Pod \"p_n(u)\" failed - error: command 'sh -c x' exited with 9: , message: \"why\\n\""
         );
-        let hook: LifecycleHandler = serde_json::from_value(json!({"httpGet": {"path": "/bye", "port": 1}})).unwrap();
+        let hook: LifecycleHandler =
+            serde_json::from_value(json!({"httpGet": {"path": "/bye", "port": 1}})).unwrap();
         let e = run(&fake, &pod, c, &id, "127.0.0.1", &hook).await.unwrap_err();
         assert_eq!(
             e.error,
@@ -174,7 +178,8 @@ mod tests {
     #[test]
     fn ports() {
         let c: Container =
-            serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 80}]})).unwrap();
+            serde_json::from_value(json!({"name": "c", "ports": [{"name": "web", "containerPort": 80}]}))
+                .unwrap();
         assert_eq!(resolve_port(&IntOrString::String("web".into()), &c), Ok(80));
         assert_eq!(resolve_port(&IntOrString::String("81".into()), &c), Ok(81));
         assert_eq!(

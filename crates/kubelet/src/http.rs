@@ -37,21 +37,27 @@ pub fn url(scheme: &str, host: &str, port: u16, path: &str) -> String {
 
 /// Escapes what may not stand in a path or query.
 fn escape(path: &str) -> String {
-    let keep = |b: u8| b.is_ascii_graphic() && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}');
+    let keep = |b: u8| {
+        b.is_ascii_graphic() && !matches!(b, b'"' | b'<' | b'>' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}')
+    };
     path.bytes().map(|b| if keep(b) { char::from(b).to_string() } else { format!("%{b:02X}") }).collect()
 }
 
 /// Makes a GET request. The error is Go's: `Get "http://…": dial tcp …: connect: connection refused`.
-pub async fn get(url: &str, headers: &[(String, String)], timeout: Option<Duration>) -> Result<Answer, String> {
+pub async fn get(
+    url: &str,
+    headers: &[(String, String)],
+    timeout: Option<Duration>,
+) -> Result<Answer, String> {
     let fail = |why: String| format!("Get \"{url}\": {why}");
     let work = follow(url, headers);
     match timeout {
         None => work.await.map_err(fail),
         Some(t) => match tokio::time::timeout(t, work).await {
             Ok(r) => r.map_err(fail),
-            Err(_) => {
-                Err(fail("context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_string()))
-            }
+            Err(_) => Err(fail(
+                "context deadline exceeded (Client.Timeout exceeded while awaiting headers)".to_string(),
+            )),
         },
     }
 }
@@ -62,7 +68,9 @@ async fn follow(url: &str, headers: &[(String, String)]) -> Result<Answer, Strin
     for _ in 0..MAX_REDIRECTS {
         let (answer, location) = once(&uri, headers).await?;
         let redirect = matches!(answer.code, 301 | 302 | 303 | 307 | 308);
-        let Some(next) = location.filter(|_| redirect).and_then(|l| resolve(&uri, &l)) else { return Ok(answer) };
+        let Some(next) = location.filter(|_| redirect).and_then(|l| resolve(&uri, &l)) else {
+            return Ok(answer);
+        };
         if next.host().map(String::from) != first_host {
             return Ok(answer);
         }
@@ -150,7 +158,8 @@ where
         }
         h.insert(header::CONNECTION, HeaderValue::from_static("close"));
         let response = sender.send_request(request).await.map_err(|e| net_error(&e))?;
-        let location = response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok()).map(String::from);
+        let location =
+            response.headers().get(header::LOCATION).and_then(|l| l.to_str().ok()).map(String::from);
         let code = response.status().as_u16();
         let mut body = Vec::new();
         let mut stream = Limited::new(response.into_body(), MAX_BODY);
@@ -254,7 +263,12 @@ mod tests {
     async fn errors_read_as_in_go() {
         let port = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
         let e = get(&url("HTTP", "127.0.0.1", port, "/x"), &[], None).await.unwrap_err();
-        assert_eq!(e, format!("Get \"http://127.0.0.1:{port}/x\": dial tcp 127.0.0.1:{port}: connect: connection refused"));
+        assert_eq!(
+            e,
+            format!(
+                "Get \"http://127.0.0.1:{port}/x\": dial tcp 127.0.0.1:{port}: connect: connection refused"
+            )
+        );
         let port = server(vec![""]).await;
         let e = get(&url("HTTP", "127.0.0.1", port, "/"), &[], None).await.unwrap_err();
         assert_eq!(e, format!("Get \"http://127.0.0.1:{port}/\": EOF"));

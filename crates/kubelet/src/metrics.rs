@@ -109,24 +109,92 @@ impl Metrics {
         };
         into.register(|r| {
             let k = |name: &str| format!("kubelet_{name}");
-            r.register(k("runtime_operations"), "Cumulative number of runtime operations by operation type", m.operations.clone());
-            r.register(k("runtime_operations_errors"), "Cumulative number of runtime operation errors by operation type", m.operation_errors.clone());
-            r.register(k("runtime_operations_duration_seconds"), "Duration in seconds of runtime operations, by operation type", m.operation_seconds.clone());
-            r.register(k("run_podsandbox_duration_seconds"), "Duration in seconds of the run_podsandbox operations, by runtime handler", m.sandbox_seconds.clone());
-            r.register(k("run_podsandbox_errors"), "Cumulative number of the run_podsandbox operation errors by runtime handler", m.sandbox_errors.clone());
-            r.register(k("pleg_relist_duration_seconds"), "Duration in seconds for relisting pods", m.relist_seconds.clone());
-            r.register(k("pleg_relist_interval_seconds"), "Interval in seconds between relisting", m.relist_interval.clone());
-            r.register(k("pleg_last_seen_seconds"), "Timestamp in seconds when relisting was last seen active", m.last_seen.clone());
+            r.register(
+                k("runtime_operations"),
+                "Cumulative number of runtime operations by operation type",
+                m.operations.clone(),
+            );
+            r.register(
+                k("runtime_operations_errors"),
+                "Cumulative number of runtime operation errors by operation type",
+                m.operation_errors.clone(),
+            );
+            r.register(
+                k("runtime_operations_duration_seconds"),
+                "Duration in seconds of runtime operations, by operation type",
+                m.operation_seconds.clone(),
+            );
+            r.register(
+                k("run_podsandbox_duration_seconds"),
+                "Duration in seconds of the run_podsandbox operations, by runtime handler",
+                m.sandbox_seconds.clone(),
+            );
+            r.register(
+                k("run_podsandbox_errors"),
+                "Cumulative number of the run_podsandbox operation errors by runtime handler",
+                m.sandbox_errors.clone(),
+            );
+            r.register(
+                k("pleg_relist_duration_seconds"),
+                "Duration in seconds for relisting pods",
+                m.relist_seconds.clone(),
+            );
+            r.register(
+                k("pleg_relist_interval_seconds"),
+                "Interval in seconds between relisting",
+                m.relist_interval.clone(),
+            );
+            r.register(
+                k("pleg_last_seen_seconds"),
+                "Timestamp in seconds when relisting was last seen active",
+                m.last_seen.clone(),
+            );
             r.register(k("pleg_discard_events"), "The number of discard events", m.discarded.clone());
-            r.register(k("running_pods"), "Number of pods that have a running pod sandbox", m.running_pods.clone());
-            r.register(k("running_containers"), "Number of containers currently running", m.running_containers.clone());
-            r.register(k("containers_per_pod_count"), "The number of containers per pod", m.containers_per_pod.clone());
-            r.register(k("pod_start_duration_seconds"), "Duration in seconds for a single pod to go from pending to running", m.pod_start.clone());
-            r.register(k("pod_worker_start_duration_seconds"), "Duration in seconds from seeing a pod to starting a worker", m.worker_start.clone());
-            r.register(k("pod_worker_duration_seconds"), "Duration in seconds to sync a single pod, by operation type", m.worker_seconds.clone());
-            r.register(k("evictions"), "Cumulative number of pod evictions by eviction signal", m.evictions.clone());
-            r.register(k("cgroup_manager_duration_seconds"), "Duration in seconds for cgroup manager operations, by method", m.cgroup_seconds.clone());
-            r.register("prober_probe", "Cumulative number of a liveness, readiness or startup probe for a container by result", m.probes.clone());
+            r.register(
+                k("running_pods"),
+                "Number of pods that have a running pod sandbox",
+                m.running_pods.clone(),
+            );
+            r.register(
+                k("running_containers"),
+                "Number of containers currently running",
+                m.running_containers.clone(),
+            );
+            r.register(
+                k("containers_per_pod_count"),
+                "The number of containers per pod",
+                m.containers_per_pod.clone(),
+            );
+            r.register(
+                k("pod_start_duration_seconds"),
+                "Duration in seconds for a single pod to go from pending to running",
+                m.pod_start.clone(),
+            );
+            r.register(
+                k("pod_worker_start_duration_seconds"),
+                "Duration in seconds from seeing a pod to starting a worker",
+                m.worker_start.clone(),
+            );
+            r.register(
+                k("pod_worker_duration_seconds"),
+                "Duration in seconds to sync a single pod, by operation type",
+                m.worker_seconds.clone(),
+            );
+            r.register(
+                k("evictions"),
+                "Cumulative number of pod evictions by eviction signal",
+                m.evictions.clone(),
+            );
+            r.register(
+                k("cgroup_manager_duration_seconds"),
+                "Duration in seconds for cgroup manager operations, by method",
+                m.cgroup_seconds.clone(),
+            );
+            r.register(
+                "prober_probe",
+                "Cumulative number of a liveness, readiness or startup probe for a container by result",
+                m.probes.clone(),
+            );
             let name: Family<Node, Gauge> = Family::default();
             name.get_or_create(&Node { node: node.to_string() }).set(1);
             r.register(k("node_name"), "The node's name. The count is always 1", name);
@@ -160,7 +228,13 @@ impl Metrics {
 
     /// One look at what runs: how long it took, how long ago the last one was, how many sandboxes run, and how many
     /// containers there are by state.
-    pub fn relisted(&self, took: Duration, interval: Option<Duration>, pods: i64, containers: &[(&str, i64)]) {
+    pub fn relisted(
+        &self,
+        took: Duration,
+        interval: Option<Duration>,
+        pods: i64,
+        containers: &[(&str, i64)],
+    ) {
         self.0.relist_seconds.observe(took.as_secs_f64());
         if let Some(i) = interval {
             self.0.relist_interval.observe(i.as_secs_f64());

@@ -134,10 +134,12 @@ pub fn qos(pod: &Pod) -> Qos {
     if all_requests.is_empty() && all_limits.is_empty() {
         return Qos::BestEffort;
     }
-    let same = all_requests
-        .iter()
-        .all(|(k, q)| all_limits.get(k).is_some_and(|l| l.nanos() == q.nanos()));
-    if guaranteed && same && all_requests.len() == all_limits.len() { Qos::Guaranteed } else { Qos::Burstable }
+    let same = all_requests.iter().all(|(k, q)| all_limits.get(k).is_some_and(|l| l.nanos() == q.nanos()));
+    if guaranteed && same && all_requests.len() == all_limits.len() {
+        Qos::Guaranteed
+    } else {
+        Qos::Burstable
+    }
 }
 
 /// CPU shares of an amount of thousandths of a processor.
@@ -190,7 +192,11 @@ pub fn pod_cgroup_limits(pod: &Pod, enforce_cpu: bool, period: i64, pids: i64) -
     let (req, lim) = (pod_requests(pod), pod_limits(pod));
     let shares_of = shares(milli(&req, "cpu"));
     let all_have = |resource: &str| {
-        pod.pod_spec().containers.iter().chain(pod.init_containers()).all(|c| value(&limits(c), resource) != 0)
+        pod.pod_spec()
+            .containers
+            .iter()
+            .chain(pod.init_containers())
+            .all(|c| value(&limits(c), resource) != 0)
     };
     let cpu_quota = || match quota(milli(&lim, "cpu"), period) {
         q if enforce_cpu && q != 0 => (q, period),
@@ -225,7 +231,8 @@ mod tests {
     use serde_json::{Value, json};
 
     fn pod(containers: Value) -> Pod {
-        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": containers}})).unwrap()
+        serde_json::from_value(json!({"metadata": {"name": "p"}, "spec": {"containers": containers}}))
+            .unwrap()
     }
 
     fn with(resources: Value) -> Pod {
@@ -236,7 +243,8 @@ mod tests {
     fn classes() {
         assert_eq!(qos(&with(json!({}))), Qos::BestEffort);
         assert_eq!(qos(&with(json!({"requests": {"cpu": "1"}}))), Qos::Burstable);
-        let both = json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1Gi"}});
+        let both =
+            json!({"requests": {"cpu": "1", "memory": "1Gi"}, "limits": {"cpu": "1000m", "memory": "1Gi"}});
         assert_eq!(qos(&with(both.clone())), Qos::Guaranteed);
         assert_eq!(qos(&pod(json!([{"name": "a", "resources": both}, {"name": "b"}]))), Qos::Burstable);
         assert_eq!(qos(&with(json!({"requests": {"nvidia.com/gpu": "1"}}))), Qos::BestEffort);
@@ -251,10 +259,17 @@ mod tests {
         assert_eq!(quota(300, 100_000), 30_000);
         assert_eq!(quota(1500, 100_000), 150_000);
         assert_eq!(quota(1, 100_000), 1000);
-        let g = with(json!({"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}}));
+        let g = with(
+            json!({"requests": {"cpu": "100m", "memory": "64Mi"}, "limits": {"cpu": "100m", "memory": "64Mi"}}),
+        );
         assert_eq!(
             pod_cgroup_limits(&g, true, 100_000, -1),
-            CgroupLimits { shares: Some(102), quota: Some((10_000, 100_000)), memory: Some(67_108_864), pids: None }
+            CgroupLimits {
+                shares: Some(102),
+                quota: Some((10_000, 100_000)),
+                memory: Some(67_108_864),
+                pids: None
+            }
         );
         let b = with(json!({"requests": {"cpu": "100m", "memory": "20Mi"}, "limits": {"memory": "50Mi"}}));
         let l = pod_cgroup_limits(&b, true, 100_000, 10);

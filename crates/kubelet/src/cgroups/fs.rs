@@ -79,7 +79,9 @@ impl Tree {
 
     /// Names of the cgroups right below.
     pub fn children(&self, path: &str) -> Vec<String> {
-        let Some(entries) = self.dir("cpu", path).and_then(|d| fs::read_dir(d).ok()) else { return Vec::new() };
+        let Some(entries) = self.dir("cpu", path).and_then(|d| fs::read_dir(d).ok()) else {
+            return Vec::new();
+        };
         entries
             .flatten()
             .filter(|e| e.file_type().is_ok_and(|t| t.is_dir()))
@@ -96,7 +98,9 @@ impl Tree {
                     match fs::create_dir_all(&dir) {
                         Ok(()) => {}
                         // Trees without limits of ours may be read only.
-                        Err(_) if !["cpu", "memory", "pids"].iter().any(|c| controllers.contains(*c)) => continue,
+                        Err(_) if !["cpu", "memory", "pids"].iter().any(|c| controllers.contains(*c)) => {
+                            continue;
+                        }
                         Err(e) => return Err(named(e, &dir)),
                     }
                     if controllers.contains("cpuset") {
@@ -223,8 +227,11 @@ fn inherit_cpuset(base: &Path, path: &str) -> io::Result<()> {
 
 fn enable_controllers(dir: &Path) {
     let available = fs::read_to_string(dir.join("cgroup.controllers")).unwrap_or_default();
-    let wanted: Vec<String> =
-        available.split_whitespace().filter(|c| V2_CONTROLLERS.contains(c)).map(|c| format!("+{c}")).collect();
+    let wanted: Vec<String> = available
+        .split_whitespace()
+        .filter(|c| V2_CONTROLLERS.contains(c))
+        .map(|c| format!("+{c}"))
+        .collect();
     // One by one: a kernel may refuse one of them and not the others.
     for c in wanted {
         let _ = fs::write(dir.join("cgroup.subtree_control"), c);
@@ -260,15 +267,15 @@ mod tests {
     #[test]
     fn writes_limits_into_the_files_that_are_there() {
         let dir = tempfile::tempdir().unwrap();
-        let tree = Tree::V1(
-            ["cpu", "memory"].map(|c| (BTreeSet::from([c.to_string()]), dir.path().join(c))).into(),
-        );
+        let tree =
+            Tree::V1(["cpu", "memory"].map(|c| (BTreeSet::from([c.to_string()]), dir.path().join(c))).into());
         tree.ensure("/kubepods/podu", &CgroupLimits::default()).unwrap();
         let cpu = dir.path().join("cpu/kubepods/podu");
         for f in ["cpu.shares", "cpu.cfs_quota_us", "cpu.cfs_period_us"] {
             fs::write(cpu.join(f), "").unwrap();
         }
-        let limits = CgroupLimits { shares: Some(102), quota: Some((-1, 100_000)), memory: Some(5), pids: Some(1) };
+        let limits =
+            CgroupLimits { shares: Some(102), quota: Some((-1, 100_000)), memory: Some(5), pids: Some(1) };
         tree.ensure("/kubepods/podu", &limits).unwrap();
         assert_eq!(fs::read_to_string(cpu.join("cpu.shares")).unwrap(), "102");
         assert_eq!(fs::read_to_string(cpu.join("cpu.cfs_quota_us")).unwrap(), "-1");

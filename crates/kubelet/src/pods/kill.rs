@@ -105,8 +105,9 @@ impl Kubelet {
     }
 
     /// Removes dead containers that nobody needs any more: of each container the present one and the one before it
-    /// stay, and of the sandboxes the newest and those that hold a container that stays.
-    pub(crate) async fn collect_dead(&self, status: &PodStatus) {
+    /// stay (of init containers the present one), and of the sandboxes the newest and those that hold a container that
+    /// stays.
+    pub(crate) async fn collect_dead(&self, pod: &Pod, status: &PodStatus) {
         let mut seen = std::collections::HashMap::<&str, u32>::new();
         let mut kept = std::collections::HashSet::<&str>::new();
         let mut removed = false;
@@ -114,7 +115,8 @@ impl Kubelet {
             let n = seen.entry(&c.name).or_default();
             *n += 1;
             let dead = c.state == crate::runtime::status::State::Exited;
-            if *n <= 2 || !dead {
+            let init = pod.init_containers().iter().any(|i| i.name == c.name);
+            if *n <= if init { 1 } else { 2 } || !dead {
                 kept.insert(&c.sandbox);
                 continue;
             }

@@ -205,7 +205,7 @@ fn container_statuses(
                 let mut s = convert(current, inputs.runtime_name, old);
                 if let Some(before) = seen.get(1) {
                     s.last_state = convert(before, inputs.runtime_name, None).state;
-                } else if s.restart_count > 0 {
+                } else if s.restart_count > 0 && !init {
                     // The one before it was collected; what was said of it stays.
                     s.last_state = remembered(&s, old);
                 }

@@ -165,7 +165,7 @@ impl Kubelet {
         };
         let outcome = self.act(pod, &runtime, &mounts, memory, interrupt).await;
         if outcome == Outcome::Done {
-            self.collect_dead(&runtime).await;
+            self.collect_dead(pod, &runtime).await;
         }
         outcome
     }

@@ -52,7 +52,11 @@ pub fn config_map(
     optional: bool,
 ) -> Result<Payload, String> {
     let Some(map) = map else {
-        return if optional { Ok(Payload::new()) } else { Err(format!("configmap {} not found", quote(name))) };
+        return if optional {
+            Ok(Payload::new())
+        } else {
+            Err(format!("configmap {} not found", quote(name)))
+        };
     };
     let mut data: BTreeMap<String, Vec<u8>> =
         map.data.iter().flatten().map(|(k, v)| (k.clone(), v.clone().into_bytes())).collect();
@@ -109,7 +113,8 @@ mod tests {
             "metadata": {}, "data": {"a": "1", "b": "2"}, "binaryData": {"c": "Aw=="}}))
         .unwrap();
         assert_eq!(config_map(Some(&map), "m", None, 0o644, false).unwrap().len(), 3);
-        let items: Vec<KeyToPath> = serde_json::from_value(json!([{"key": "a", "path": "x/y", "mode": 0o400}])).unwrap();
+        let items: Vec<KeyToPath> =
+            serde_json::from_value(json!([{"key": "a", "path": "x/y", "mode": 0o400}])).unwrap();
         let p = config_map(Some(&map), "m", Some(&items), 0o644, false).unwrap();
         assert_eq!((p["x/y"].data.as_slice(), p["x/y"].mode), (b"1".as_slice(), 0o400));
         let none: Vec<KeyToPath> = serde_json::from_value(json!([{"key": "z", "path": "z"}])).unwrap();

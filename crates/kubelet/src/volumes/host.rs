@@ -52,14 +52,16 @@ pub fn mount_memory(path: &Path, size: u64) -> io::Result<()> {
         return Ok(());
     }
     let options = if size == 0 { String::new() } else { format!("size={size}") };
-    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str())).map_err(io::Error::from)
+    mount(Some("tmpfs"), path, Some("tmpfs"), MsFlags::empty(), Some(options.as_str()))
+        .map_err(io::Error::from)
 }
 
 /// Unmounts all below a folder, then removes it. What cannot be unmounted is left, with all that holds it.
 pub fn remove(dir: &Path) -> io::Result<()> {
     for point in mounts_below(dir)? {
-        umount2(&point, MntFlags::UMOUNT_NOFOLLOW)
-            .map_err(|e| io::Error::new(io::Error::from(e).kind(), format!("unmount {}: {e}", point.display())))?;
+        umount2(&point, MntFlags::UMOUNT_NOFOLLOW).map_err(|e| {
+            io::Error::new(io::Error::from(e).kind(), format!("unmount {}: {e}", point.display()))
+        })?;
     }
     match fs::remove_dir_all(dir) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(e),
@@ -102,7 +104,13 @@ pub fn check_host_path(path: &str, type_: &str) -> Result<(), String> {
                 .and_then(|()| fs::set_permissions(path, fs::Permissions::from_mode(0o755)))
                 .map_err(|e| e.to_string()),
         },
-        "Directory" => if found.is_some_and(|m| m.is_dir()) { Ok(()) } else { wrong("a directory") },
+        "Directory" => {
+            if found.is_some_and(|m| m.is_dir()) {
+                Ok(())
+            } else {
+                wrong("a directory")
+            }
+        }
         "FileOrCreate" => match found {
             Some(m) if m.is_file() => Ok(()),
             Some(_) => wrong("a file"),
@@ -114,13 +122,33 @@ pub fn check_host_path(path: &str, type_: &str) -> Result<(), String> {
                 .map(drop)
                 .map_err(|e| e.to_string()),
         },
-        "File" => if found.is_some_and(|m| m.is_file()) { Ok(()) } else { wrong("a file") },
-        "Socket" => if found.is_some_and(|m| m.file_type().is_socket()) { Ok(()) } else { wrong("a socket file") },
+        "File" => {
+            if found.is_some_and(|m| m.is_file()) {
+                Ok(())
+            } else {
+                wrong("a file")
+            }
+        }
+        "Socket" => {
+            if found.is_some_and(|m| m.file_type().is_socket()) {
+                Ok(())
+            } else {
+                wrong("a socket file")
+            }
+        }
         "CharDevice" => {
-            if found.is_some_and(|m| m.file_type().is_char_device()) { Ok(()) } else { wrong("a character device") }
+            if found.is_some_and(|m| m.file_type().is_char_device()) {
+                Ok(())
+            } else {
+                wrong("a character device")
+            }
         }
         "BlockDevice" => {
-            if found.is_some_and(|m| m.file_type().is_block_device()) { Ok(()) } else { wrong("a block device") }
+            if found.is_some_and(|m| m.file_type().is_block_device()) {
+                Ok(())
+            } else {
+                wrong("a block device")
+            }
         }
         other => Err(format!("{other} is an invalid volume type")),
     }
@@ -149,10 +177,16 @@ pub fn bind_sub_path(volume: &Path, sub: &str, target: &Path) -> Result<(), Stri
 }
 
 fn open_inside(root: &Path, sub: &str) -> Result<File, String> {
-    let open = |path: &Path| OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
+    let open =
+        |path: &Path| OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(path);
     let inside = |file: &File| -> Result<(), String> {
-        let place = fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
-        if place.starts_with(root) { Ok(()) } else { Err(format!("subpath {:?} not within volume path {:?}", place, root)) }
+        let place =
+            fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).map_err(|e| e.to_string())?;
+        if place.starts_with(root) {
+            Ok(())
+        } else {
+            Err(format!("subpath {:?} not within volume path {:?}", place, root))
+        }
     };
     let full = root.join(sub);
     if fs::symlink_metadata(&full).is_err() {
@@ -171,7 +205,9 @@ fn open_inside(root: &Path, sub: &str) -> Result<File, String> {
         for name in missing.iter().rev() {
             path.push(name);
             match fs::create_dir(&path) {
-                Ok(()) => fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(|e| e.to_string())?,
+                Ok(()) => {
+                    fs::set_permissions(&path, fs::Permissions::from_mode(mode)).map_err(|e| e.to_string())?
+                }
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(e) => return Err(e.to_string()),
             }

@@ -12,7 +12,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use k8s_openapi::api::core::v1::{
-    EmptyDirVolumeSource, NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod, ProjectedVolumeSource, Volume,
+    EmptyDirVolumeSource, NFSVolumeSource, PersistentVolume, PersistentVolumeClaim, Pod,
+    ProjectedVolumeSource, Volume,
 };
 use kube::{Api, Client};
 use parking_lot::Mutex;
@@ -91,16 +92,26 @@ impl Volumes {
         if let Some(s) = &volume.config_map {
             let map = self.objects.config_map(pod.namespace(), &s.name, MAX_AGE).await?;
             let mode = mode(s.default_mode);
-            let payload =
-                content::config_map(map.as_deref(), &s.name, s.items.as_ref(), mode, s.optional.unwrap_or(false))?;
+            let payload = content::config_map(
+                map.as_deref(),
+                &s.name,
+                s.items.as_ref(),
+                mode,
+                s.optional.unwrap_or(false),
+            )?;
             return self.files(pod, "configmap", name, &payload, false);
         }
         if let Some(s) = &volume.secret {
             let secret_name = s.secret_name.as_deref().unwrap_or_default();
             let secret = self.objects.secret(pod.namespace(), secret_name, MAX_AGE).await?;
             let mode = mode(s.default_mode);
-            let payload =
-                content::secret(secret.as_deref(), secret_name, s.items.as_ref(), mode, s.optional.unwrap_or(false))?;
+            let payload = content::secret(
+                secret.as_deref(),
+                secret_name,
+                s.items.as_ref(),
+                mode,
+                s.optional.unwrap_or(false),
+            )?;
             return self.files(pod, "secret", name, &payload, true);
         }
         if let Some(s) = &volume.downward_api {
@@ -150,7 +161,14 @@ impl Volumes {
     }
 
     /// A volume of files that the kubelet writes; secret ones lie in memory.
-    fn files(&self, pod: &Pod, plugin: &str, name: &str, payload: &Payload, memory: bool) -> Result<Ready, String> {
+    fn files(
+        &self,
+        pod: &Pod,
+        plugin: &str,
+        name: &str,
+        payload: &Payload,
+        memory: bool,
+    ) -> Result<Ready, String> {
         let dir = self.volume_dir(pod, plugin, name);
         make_dir(&dir)?;
         let text = |e: std::io::Error| e.to_string();
@@ -207,7 +225,13 @@ impl Volumes {
         }
     }
 
-    async fn claim(&self, pod: &Pod, volume: &str, claim_name: &str, read_only: bool) -> Result<Ready, String> {
+    async fn claim(
+        &self,
+        pod: &Pod,
+        volume: &str,
+        claim_name: &str,
+        read_only: bool,
+    ) -> Result<Ready, String> {
         let text = |e: kube::Error| match e {
             kube::Error::Api(s) => s.message.clone(),
             other => other.to_string(),
@@ -321,7 +345,11 @@ impl VolumeManager for Volumes {
                     mounts.groups.extend(ready.group);
                     mounts.volumes.insert(
                         volume.name.clone(),
-                        MountedVolume { host_path: ready.path, read_only: ready.read_only, block: ready.block },
+                        MountedVolume {
+                            host_path: ready.path,
+                            read_only: ready.read_only,
+                            block: ready.block,
+                        },
                     );
                 }
                 Err(why) => {
@@ -329,7 +357,10 @@ impl VolumeManager for Volumes {
                     error.failures.push(Failure {
                         volume: volume.name.clone(),
                         reason: "FailedMount",
-                        message: format!("MountVolume.SetUp failed for volume {} : {why}", quote(&volume.name)),
+                        message: format!(
+                            "MountVolume.SetUp failed for volume {} : {why}",
+                            quote(&volume.name)
+                        ),
                     });
                 }
             }
@@ -369,10 +400,18 @@ impl VolumeManager for Volumes {
         mounted: &MountedVolume,
         sub_path: &str,
     ) -> Result<PathBuf, String> {
-        let target =
-            self.pod_dir(pod.uid()).join("volume-subpaths").join(volume).join(container).join(index.to_string());
+        let target = self
+            .pod_dir(pod.uid())
+            .join("volume-subpaths")
+            .join(volume)
+            .join(container)
+            .join(index.to_string());
         host::bind_sub_path(&mounted.host_path, sub_path, &target).map_err(|e| {
-            format!("failed to prepare subPath for volumeMount {} of container {}: {e}", quote(volume), quote(container))
+            format!(
+                "failed to prepare subPath for volumeMount {} of container {}: {e}",
+                quote(volume),
+                quote(container)
+            )
         })?;
         Ok(target)
     }
@@ -420,7 +459,10 @@ mod tests {
         assert!(mounts.volumes["c"].read_only);
         let bad = pod(json!([{"name": "x", "configMap": {"name": "no"}}]));
         let e = m.mount(&bad).await.unwrap_err();
-        assert_eq!(e.failures[0].message, "MountVolume.SetUp failed for volume \"x\" : configmap \"no\" not found");
+        assert_eq!(
+            e.failures[0].message,
+            "MountVolume.SetUp failed for volume \"x\" : configmap \"no\" not found"
+        );
         assert_eq!(e.unmounted, ["x"]);
         m.unmount("u1").await.unwrap();
         assert!(!dir.path().join("pods/u1/volumes").exists());
@@ -430,7 +472,8 @@ mod tests {
     #[test]
     fn one_user_for_all_or_none() {
         let pod = |pod_user: Option<i64>, users: &[Option<i64>]| -> Pod {
-            let containers: Vec<_> = users.iter().map(|u| json!({"name": "c", "securityContext": {"runAsUser": u}})).collect();
+            let containers: Vec<_> =
+                users.iter().map(|u| json!({"name": "c", "securityContext": {"runAsUser": u}})).collect();
             serde_json::from_value(json!({"metadata": {}, "spec": {"containers": containers,
                 "securityContext": {"runAsUser": pod_user}}}))
             .unwrap()

@@ -56,12 +56,12 @@ impl Tokens {
         };
         let account = pod.pod_spec().service_account_name.as_deref().unwrap_or("default");
         let accounts: Api<ServiceAccount> = Api::namespaced(client.clone(), pod.namespace());
-        let answer = accounts
-            .create_token_request(account, &PostParams::default(), &request)
-            .await
-            .map_err(|e| match e {
-                kube::Error::Api(s) => format!("failed to fetch token: {}", s.message),
-                other => format!("failed to fetch token: {other}"),
+        let answer =
+            accounts.create_token_request(account, &PostParams::default(), &request).await.map_err(|e| {
+                match e {
+                    kube::Error::Api(s) => format!("failed to fetch token: {}", s.message),
+                    other => format!("failed to fetch token: {other}"),
+                }
             })?;
         let status = answer.status.ok_or("failed to fetch token: the answer has none")?;
         let token = status.token.ok_or("failed to fetch token: the answer has none")?;
