@@ -18,12 +18,12 @@ use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
 use pilothouse_client::{EventRecorder, Queue};
 use pilothouse_component_base::signals::Stop;
-use tokio::sync::{Notify, watch};
+use tokio::sync::{Notify, broadcast, watch};
 use tokio::task::JoinHandle;
 
 use super::graph::{Effects, FOREGROUND, Graph, Node, ORPHAN, Owner, Verdict, Watched, verdict};
 use super::resources::{self, Known, Resources};
-use crate::context::Context;
+use crate::context::{Context, Removed};
 use crate::control::{has_code, message};
 
 /// How often it is looked which resources there are.
@@ -56,6 +56,7 @@ struct Collector {
     /// Whether all resources have been listed.
     ready: watch::Sender<bool>,
     rediscover: Notify,
+    removed: broadcast::Sender<Removed>,
     stop: Stop,
 }
 
@@ -88,6 +89,7 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
         orphan: backoff(),
         ready: watch::channel(false).0,
         rediscover: Notify::new(),
+        removed: context.removed.clone(),
         stop: context.stop.clone(),
     });
     tokio::spawn(collector.clone().keep_discovering());
@@ -265,6 +267,16 @@ impl Collector {
             let mut graph = self.graph.lock();
             let node = graph.get(uid).cloned();
             let (effects, any) = graph.remove(uid);
+            if let Some(node) =
+                node.as_ref().filter(|n| n.watched.namespaced && self.removed.receiver_count() > 0)
+            {
+                // Nobody may be listening: then nobody needs to know.
+                let _ = self.removed.send(Removed {
+                    group: node.watched.resource.group.clone(),
+                    plural: node.watched.resource.plural.clone(),
+                    namespace: node.namespace.clone(),
+                });
+            }
             if let (true, true, Some(node)) = (gone, any, node) {
                 let r = &node.watched.resource;
                 let key = [r.api_version.clone(), r.kind.clone(), node.name.clone(), uid.to_string()];

@@ -11,7 +11,6 @@ use jiff::Timestamp;
 use k8s_openapi::api::coordination::v1::Lease;
 use k8s_openapi::api::core::v1::{Node, NodeCondition, Pod};
 use kube::api::{Patch, PatchParams, PostParams};
-use kube::runtime::watcher;
 use kube::{Api, Client};
 use parking_lot::Mutex;
 use pilothouse_client::events::reference;
@@ -59,18 +58,12 @@ struct Monitor {
 
 /// Starts the controller.
 pub async fn start(context: Context) -> anyhow::Result<()> {
-    let leases = Informer::<Lease>::new();
-    leases.run(
-        Api::namespaced(context.client.clone(), "kube-node-lease"),
-        watcher::Config::default(),
-        context.stop.clone(),
-    );
     let shared = Arc::new(Shared {
         client: context.client.clone(),
         recorder: context.recorder("node-controller"),
         nodes: context.informer::<Node>(),
         pods: context.informer::<Pod>(),
-        leases,
+        leases: context.informer::<Lease>(),
         ready: Mutex::default(),
     });
     index_by_node(&shared.pods);
