@@ -15,7 +15,7 @@ pub fn pilothouse() -> PathBuf {
     }
     // target/<profile>/deps/<test>
     let test = std::env::current_exe().unwrap_or_default();
-    let profile = test.parent().and_then(Path::parent).unwrap_or(Path::new("target/release"));
+    let profile = test.parent().and_then(Path::parent).unwrap_or(Path::new("target/debug"));
     let program = profile.join("pilothouse");
     assert!(program.exists(), "{} is not built: run scripts/test, or cargo build first", program.display());
     program
