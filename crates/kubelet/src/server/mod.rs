@@ -25,7 +25,7 @@ use hyper_util::server::conn::auto;
 use pilothouse_component_base::metrics::Metrics;
 use pilothouse_component_base::signals::Stop;
 use rustls::pki_types::CertificateDer;
-use serde_json::json;
+use serde_json::{Value, json};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::Instant;
@@ -116,7 +116,8 @@ impl Port {
                 answer::json(&summary::summary(node, &*stats.sample().await, small))
             }
             Route::Metrics => {
-                let text = metrics::text(&all.encode(), |name| !name.starts_with("prober_"));
+                let mut text = metrics::text(&all.encode(), |name| !name.starts_with("prober_"));
+                text.push_str(&prometheus::logs(&stats.watch().borrow()));
                 answer::of(200, answer::METRICS, text)
             }
             Route::ProbeMetrics => {
@@ -132,7 +133,7 @@ impl Port {
             Route::ResourceMetrics => {
                 answer::of(200, answer::METRICS, prometheus::resource(&*stats.sample().await))
             }
-            Route::Configz => answer::json(&json!({"kubeletconfig": kubelet.config.kubelet.json()})),
+            Route::Configz => answer::json(&json!({"kubeletconfig": configz(kubelet.config.kubelet.json())})),
             Route::SystemLogs(_) if !self.system_logs => answer::error(405, "logs endpoint is disabled."),
             Route::SystemLogs(path) => {
                 let root = kubelet.config.pod_logs.parent().unwrap_or(&kubelet.config.pod_logs);
@@ -149,6 +150,15 @@ impl Port {
             Route::LogLevel => answer::of(406, "text/plain", "unsupported http method\n"),
         }
     }
+}
+
+/// The configuration without empty lists and maps, which Go leaves out.
+fn configz(config: &Value) -> Value {
+    let mut shown = config.clone();
+    if let Some(fields) = shown.as_object_mut() {
+        fields.retain(|_, v| !(*v == json!([]) || *v == json!({}) || v.is_null()));
+    }
+    shown
 }
 
 /// How long the runtime may not be looked at before the kubelet counts as stuck.

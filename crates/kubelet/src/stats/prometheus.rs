@@ -7,27 +7,31 @@ use super::collector::{ContainerUsage, Group, PodUsage, Sample};
 use super::machine;
 use crate::pod::PodExt;
 
-/// Prometheus' text format.
+/// Prometheus' text format. A family without samples is not shown.
 #[derive(Default)]
-struct Text(String);
+struct Text {
+    out: String,
+    head: String,
+}
 
 impl Text {
     fn family(&mut self, name: &str, type_: &str, help: &str) {
-        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {type_}");
+        self.head = format!("# HELP {name} {help}\n# TYPE {name} {type_}\n");
     }
 
     fn sample(&mut self, name: &str, labels: &[(&str, &str)], value: impl Display) {
-        self.0.push_str(name);
+        self.out.push_str(&std::mem::take(&mut self.head));
+        self.out.push_str(name);
         let mut mark = '{';
         for (k, v) in labels {
             let v = v.replace('\\', "\\\\").replace('"', "\\\"").replace('\n', "\\n");
-            let _ = write!(self.0, "{mark}{k}=\"{v}\"");
+            let _ = write!(self.out, "{mark}{k}=\"{v}\"");
             mark = ',';
         }
         if !labels.is_empty() {
-            self.0.push('}');
+            self.out.push('}');
         }
-        let _ = writeln!(self.0, " {value}");
+        let _ = writeln!(self.out, " {value}");
     }
 }
 
@@ -82,7 +86,20 @@ pub fn resource(s: &Sample) -> String {
         "[ALPHA] 1 if there was an error while getting container metrics, 0 otherwise",
     );
     t.sample("scrape_error", &[], 0);
-    t.0
+    t.out
+}
+
+/// How much the logs of containers take: a part of `/metrics`.
+pub fn logs(s: &Sample) -> String {
+    let mut t = Text::default();
+    let name = "kubelet_container_log_filesystem_used_bytes";
+    t.family(name, "gauge", "[ALPHA] Bytes used by the container's logs on the filesystem.");
+    for (p, c) in s.pods.iter().flat_map(|p| p.containers.iter().map(move |c| (&p.pod, c))) {
+        let labels =
+            [("uid", p.uid()), ("namespace", p.namespace()), ("pod", p.name()), ("container", &c.name)];
+        t.sample(name, &labels, c.logs.bytes);
+    }
+    t.out
 }
 
 /// A value with the time at which it was so, in milliseconds.
@@ -392,7 +409,7 @@ pub fn cadvisor(s: &Sample, root: &Path) -> String {
         "1 if there was an error while getting machine metrics, 0 otherwise.",
     );
     t.sample("machine_scrape_error", &[], 0);
-    t.0
+    t.out
 }
 
 /// The node's disk, and what containers have on it.
@@ -452,6 +469,7 @@ mod tests {
         ] {
             assert!(text.contains(line), "{line}\nin\n{text}");
         }
+        assert!(logs(&sample()).ends_with("{uid=\"u\",namespace=\"n\",pod=\"p\",container=\"c\"} 100\n"));
         let text = resource(&sample());
         assert!(text.contains("pod_cpu_usage_seconds_total{namespace=\"n\",pod=\"p\"} 2.5 1000\n"), "{text}");
         assert!(text.contains("\nscrape_error 0\n"));

@@ -118,7 +118,9 @@ pub fn summary(node: &str, s: &Sample, small: bool) -> Value {
         v.insert("runtime".into(), json!({"imageFs": fs(&at, &s.image_fs, Some(images))}));
         v.insert("rlimit".into(), json!({"time": at, "maxpid": s.processes.0, "curproc": s.processes.1}));
     }
-    json!({"node": v, "pods": s.pods.iter().map(|p| pod(p, s, small)).collect::<Vec<_>>()})
+    // A pod of which only the sandbox runs uses nothing worth telling.
+    let pods = s.pods.iter().filter(|p| !p.containers.is_empty());
+    json!({"node": v, "pods": pods.map(|p| pod(p, s, small)).collect::<Vec<_>>()})
 }
 
 #[cfg(test)]
