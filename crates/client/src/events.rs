@@ -2,6 +2,7 @@
 //! message, source) raises that one's count; many that differ only in their message are combined into one.
 
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -18,6 +19,8 @@ use tokio::time::Instant;
 const AGGREGATE_AFTER: usize = 10;
 const AGGREGATE_WINDOW: Duration = Duration::from_secs(600);
 const CACHE: usize = 4096;
+/// So many events are written side by side.
+const WRITERS: u64 = 8;
 
 /// Records events. Cheap to clone. Recording never blocks and never fails: events are best effort.
 #[derive(Clone)]
@@ -44,10 +47,18 @@ impl EventRecorder {
     /// A recorder for `component` (the event's source), on `host` where it is a node's. Needs a tokio runtime.
     pub fn new(client: Client, component: &str, host: Option<&str>) -> Self {
         let (send, mut recv) = mpsc::channel::<Event>(1000);
+        // Events of one object go one after the other, those of different objects side by side: a write that must be
+        // tried again holds up nobody else's.
+        let writers: Vec<mpsc::Sender<Event>> = (0..WRITERS).map(|_| Correlator::spawn(client.clone())).collect();
         tokio::spawn(async move {
-            let mut correlator = Correlator::default();
             while let Some(event) = recv.recv().await {
-                correlator.write(&client, event).await;
+                let o = &event.involved_object;
+                let mut hasher = DefaultHasher::new();
+                (&o.kind, &o.namespace, &o.name, &o.uid).hash(&mut hasher);
+                let writer = usize::try_from(hasher.finish() % WRITERS).unwrap_or(0);
+                if writers[writer].try_send(event).is_err() {
+                    tracing::debug!("event dropped: the queue is full");
+                }
             }
         });
         EventRecorder {
@@ -108,6 +119,18 @@ struct Correlator {
 }
 
 impl Correlator {
+    /// Starts a task that writes events one after the other.
+    fn spawn(client: Client) -> mpsc::Sender<Event> {
+        let (send, mut recv) = mpsc::channel::<Event>(1000);
+        tokio::spawn(async move {
+            let mut correlator = Correlator::default();
+            while let Some(event) = recv.recv().await {
+                correlator.write(&client, event).await;
+            }
+        });
+        send
+    }
+
     /// Combines `event` with earlier ones; the key of [`Correlator::written`] under which it counts.
     fn correlate(&mut self, event: &mut Event) -> String {
         if self.written.len() > CACHE || self.similar.len() > CACHE {

@@ -35,10 +35,10 @@ pub fn write(dir: &Path, payload: &Payload) -> io::Result<bool> {
         check(path)?;
     }
     let old = fs::read_link(dir.join(DATA)).ok();
-    if let Some(old) = &old {
-        if read(&dir.join(old))? == contents(payload) {
-            return Ok(false);
-        }
+    if let Some(old) = &old
+        && read(&dir.join(old))? == contents(payload)
+    {
+        return Ok(false);
     }
     let name = new_name(dir);
     let target = dir.join(&name);

@@ -176,10 +176,10 @@ impl Volumes {
             host::mount_memory(&dir, 0).map_err(text)?;
         }
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(text)?;
-        if atomic::write(&dir, payload).map_err(text)? {
-            if let Some(group) = fs_group(pod) {
-                host::give_to_group(&dir, group, true).map_err(text)?;
-            }
+        if atomic::write(&dir, payload).map_err(text)?
+            && let Some(group) = fs_group(pod)
+        {
+            host::give_to_group(&dir, group, true).map_err(text)?;
         }
         Ok(Ready { read_only: true, ..Ready::at(dir) })
     }
