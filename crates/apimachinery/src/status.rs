@@ -238,7 +238,7 @@ impl Status {
         Self::failure(
             413,
             "RequestEntityTooLarge",
-            format!("Request entity is too large: {}", message.into()),
+            format!("Request entity too large: {}", message.into()),
         )
     }
 

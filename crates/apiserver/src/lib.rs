@@ -43,9 +43,9 @@ pub mod server;
 pub mod special;
 pub mod state;
 pub mod storage;
-pub mod tls;
 #[cfg(test)]
 pub mod testing;
+pub mod tls;
 
 pub use config::Config;
 pub use server::run;

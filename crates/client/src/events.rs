@@ -49,7 +49,8 @@ impl EventRecorder {
         let (send, mut recv) = mpsc::channel::<Event>(1000);
         // Events of one object go one after the other, those of different objects side by side: a write that must be
         // tried again holds up nobody else's.
-        let writers: Vec<mpsc::Sender<Event>> = (0..WRITERS).map(|_| Correlator::spawn(client.clone())).collect();
+        let writers: Vec<mpsc::Sender<Event>> =
+            (0..WRITERS).map(|_| Correlator::spawn(client.clone())).collect();
         tokio::spawn(async move {
             while let Some(event) = recv.recv().await {
                 let o = &event.involved_object;
@@ -92,7 +93,8 @@ impl EventRecorder {
 
     fn record(&self, object: &ObjectReference, type_: &str, reason: &str, message: String) {
         let now = Timestamp::now();
-        let namespace = object.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
+        let namespace =
+            object.namespace.clone().filter(|n| !n.is_empty()).unwrap_or_else(|| "default".into());
         let name = format!("{}.{:x}", object.name.as_deref().unwrap_or(""), now.as_nanosecond());
         let event = Event {
             metadata: ObjectMeta { name: Some(name), namespace: Some(namespace), ..Default::default() },

@@ -5,8 +5,8 @@ use std::fmt::Debug;
 use std::sync::Arc;
 
 use futures::StreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
 use kube::runtime::WatchStreamExt;
+use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Resource};
 use parking_lot::RwLock;
 use pilothouse_component_base::signals::Stop;
@@ -172,7 +172,12 @@ where
         let handlers = self.0.handlers.read();
         let old = self.0.set(&key, Some(new.clone()));
         let change = match old {
-            Some(old) if old.meta().resource_version.is_some() && old.meta().resource_version == new.meta().resource_version => return,
+            Some(old)
+                if old.meta().resource_version.is_some()
+                    && old.meta().resource_version == new.meta().resource_version =>
+            {
+                return;
+            }
             Some(old) => Change::Updated(old, new),
             None => Change::Added(new),
         };
@@ -226,7 +231,9 @@ where
                     }
                     Ok(Event::Apply(o)) => me.apply(o),
                     Ok(Event::Delete(o)) => me.remove(&key_of(&o)),
-                    Err(e) => tracing::debug!(kind = %std::any::type_name::<K>().rsplit("::").next().unwrap_or_default(), "list or watch: {e}"),
+                    Err(e) => {
+                        tracing::debug!(kind = %std::any::type_name::<K>().rsplit("::").next().unwrap_or_default(), "list or watch: {e}")
+                    }
                 }
             }
         })

@@ -144,7 +144,13 @@ impl<T: Clone + Eq + Hash + Send + Sync + 'static> Queue<T> {
 
     /// Starts `workers` tasks that call `sync` for each key until `stop`. An error is logged and the key comes back
     /// after its delay; `Ok(Some(d))` brings it back after `d`; `Ok(None)` is done.
-    pub fn run<F, Fut, E>(&self, name: &'static str, workers: usize, stop: Stop, sync: F) -> Vec<JoinHandle<()>>
+    pub fn run<F, Fut, E>(
+        &self,
+        name: &'static str,
+        workers: usize,
+        stop: Stop,
+        sync: F,
+    ) -> Vec<JoinHandle<()>>
     where
         T: std::fmt::Debug,
         F: Fn(T) -> Fut + Send + Sync + Clone + 'static,

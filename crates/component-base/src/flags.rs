@@ -200,7 +200,8 @@ impl Flags {
     pub fn help(component: &str, specs: &[FlagSpec]) -> String {
         let mut out = format!("Usage:\n  {component} [flags]\n\nFlags:\n");
         for s in specs {
-            let default = if s.default.is_empty() { String::new() } else { format!(" (default {})", s.default) };
+            let default =
+                if s.default.is_empty() { String::new() } else { format!(" (default {})", s.default) };
             let dep = if s.deprecated { " DEPRECATED" } else { "" };
             out.push_str(&format!("      --{} {}{}{} {}\n", s.name, s.kind, default, dep, s.notes));
         }
@@ -223,14 +224,18 @@ fn check(spec: &FlagSpec, value: &str) -> Result<(), FlagError> {
             bad(format!("strconv.ParseFloat: parsing {value:?}: invalid syntax"))
         }
         "duration" if parse_duration(value).is_none() => bad(format!("time: invalid duration {value:?}")),
-        "mapStringBool" => match value.split(',').filter(|s| !s.is_empty()).find_map(|kv| match kv.split_once('=') {
-            Some((_, v)) if parse_bool(v).is_some() => None,
-            Some((k, v)) => Some(format!("invalid value of {k}={v}, err: strconv.ParseBool: parsing {v:?}: invalid syntax")),
-            None => Some(format!("missing bool value for {kv}")),
-        }) {
-            Some(reason) => bad(reason),
-            None => Ok(()),
-        },
+        "mapStringBool" => {
+            match value.split(',').filter(|s| !s.is_empty()).find_map(|kv| match kv.split_once('=') {
+                Some((_, v)) if parse_bool(v).is_some() => None,
+                Some((k, v)) => Some(format!(
+                    "invalid value of {k}={v}, err: strconv.ParseBool: parsing {v:?}: invalid syntax"
+                )),
+                None => Some(format!("missing bool value for {kv}")),
+            }) {
+                Some(reason) => bad(reason),
+                None => Ok(()),
+            }
+        }
         _ => Ok(()),
     }
 }
@@ -286,7 +291,17 @@ mod tests {
 
     #[test]
     fn accepts_the_syntaxes_of_pflag() {
-        let f = parse(&["--address=::", "--profiling=false", "--sync", "90s", "-v=4", "--list=x,y", "--list", "z"]).unwrap();
+        let f = parse(&[
+            "--address=::",
+            "--profiling=false",
+            "--sync",
+            "90s",
+            "-v=4",
+            "--list=x,y",
+            "--list",
+            "z",
+        ])
+        .unwrap();
         assert_eq!(f.string("address"), "::");
         assert!(!f.bool("profiling"));
         assert_eq!(f.duration("sync"), Duration::from_secs(90));

@@ -13,7 +13,8 @@ use crate::flags::Flags;
 /// Sets up logging for the process from klog's flags. `PILOTHOUSE_LOG` (the syntax of `RUST_LOG`) wins over `-v`.
 /// Calling it a second time in one process does nothing.
 pub fn init(component: &str, flags: &Flags) -> std::io::Result<()> {
-    for f in ["alsologtostderr", "skip-headers", "skip-log-headers", "stderrthreshold", "log-flush-frequency"] {
+    for f in ["alsologtostderr", "skip-headers", "skip-log-headers", "stderrthreshold", "log-flush-frequency"]
+    {
         flags.given(f);
     }
     let dir = flags.opt("log-dir").filter(|_| !flags.bool("logtostderr"));
@@ -28,13 +29,18 @@ pub fn init_with(component: &str, verbosity: i64, dir: Option<&Path>) -> std::io
         5..=7 => "debug",
         _ => "trace",
     };
-    let filter = std::env::var("PILOTHOUSE_LOG")
-        .unwrap_or_else(|_| format!("warn,kube_client=off,kube_runtime=off,{}", OUR_CRATES.map(|c| format!("pilothouse_{c}={level}")).join(",")));
+    let filter = std::env::var("PILOTHOUSE_LOG").unwrap_or_else(|_| {
+        format!(
+            "warn,kube_client=off,kube_runtime=off,{}",
+            OUR_CRATES.map(|c| format!("pilothouse_{c}={level}")).join(",")
+        )
+    });
     let writer = match dir {
         None => BoxMakeWriter::new(std::io::stderr),
         Some(dir) => {
             std::fs::create_dir_all(dir)?;
-            let file = OpenOptions::new().create(true).append(true).open(dir.join(format!("{component}.INFO")))?;
+            let file =
+                OpenOptions::new().create(true).append(true).open(dir.join(format!("{component}.INFO")))?;
             BoxMakeWriter::new(Mutex::new(file))
         }
     };
@@ -47,6 +53,15 @@ pub fn init_with(component: &str, verbosity: i64, dir: Option<&Path>) -> std::io
 }
 
 const OUR_CRATES: [&str; 11] = [
-    "apiserver", "store", "api", "client", "component_base", "controller_manager", "scheduler", "kubelet", "proxy",
-    "dns", "pki",
+    "apiserver",
+    "store",
+    "api",
+    "client",
+    "component_base",
+    "controller_manager",
+    "scheduler",
+    "kubelet",
+    "proxy",
+    "dns",
+    "pki",
 ];

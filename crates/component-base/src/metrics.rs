@@ -35,7 +35,9 @@ fn process() -> String {
     let (cpu, rss, start) = ((n(11) + n(12)) / 100.0, n(21) * 4096.0, n(19) / 100.0);
     let boot = std::fs::read_to_string("/proc/stat")
         .ok()
-        .and_then(|s| s.lines().find_map(|l| l.strip_prefix("btime ").and_then(|b| b.trim().parse::<f64>().ok())))
+        .and_then(|s| {
+            s.lines().find_map(|l| l.strip_prefix("btime ").and_then(|b| b.trim().parse::<f64>().ok()))
+        })
         .unwrap_or(0.0);
     let fds = std::fs::read_dir("/proc/self/fd").map(|d| d.count()).unwrap_or(0);
     format!(

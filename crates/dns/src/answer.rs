@@ -124,7 +124,9 @@ fn rdata(data: &Data, wanted: RecordType, weight: u16) -> Option<RData> {
     let any = wanted == RecordType::ANY;
     match data {
         Data::Address(std::net::IpAddr::V4(ip)) if any || wanted == RecordType::A => Some(RData::A(A(*ip))),
-        Data::Address(std::net::IpAddr::V6(ip)) if any || wanted == RecordType::AAAA => Some(RData::AAAA(AAAA(*ip))),
+        Data::Address(std::net::IpAddr::V6(ip)) if any || wanted == RecordType::AAAA => {
+            Some(RData::AAAA(AAAA(*ip)))
+        }
         Data::Service(port, target) if any || wanted == RecordType::SRV => {
             Some(RData::SRV(SRV::new(0, weight, *port, fqdn(target)?)))
         }
@@ -140,9 +142,14 @@ fn soa(zone: &Zone, ttl: u32) -> Option<Record> {
     let server = fqdn(&format!("ns.dns.{domain}"))?;
     let mail = fqdn(&format!("hostmaster.{domain}"))?;
     // The serial moves with time; nobody transfers this zone.
-    let serial = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
+    let serial =
+        std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).map_or(0, |d| d.as_secs());
     let serial = u32::try_from(serial).unwrap_or(u32::MAX);
-    Some(Record::from_rdata(fqdn(domain)?, ttl, RData::SOA(SOA::new(server, mail, serial, 7200, 1800, 86_400, ttl))))
+    Some(Record::from_rdata(
+        fqdn(domain)?,
+        ttl,
+        RData::SOA(SOA::new(server, mail, serial, 7200, 1800, 86_400, ttl)),
+    ))
 }
 
 #[cfg(test)]
@@ -171,7 +178,10 @@ mod tests {
     #[test]
     fn nothing_of_a_kind_is_not_nothing_at_all() {
         let m = ask("kube-dns.kube-system.svc.cluster.local.", RecordType::AAAA).unwrap();
-        assert_eq!((m.metadata.response_code, m.answers.len(), m.authorities.len()), (ResponseCode::NoError, 0, 1));
+        assert_eq!(
+            (m.metadata.response_code, m.answers.len(), m.authorities.len()),
+            (ResponseCode::NoError, 0, 1)
+        );
         let m = ask("nope.default.svc.cluster.local.", RecordType::A).unwrap();
         assert_eq!((m.metadata.response_code, m.authorities.len()), (ResponseCode::NXDomain, 1));
         assert!(ask("example.com.", RecordType::A).is_none());

@@ -29,7 +29,8 @@ impl Config {
     pub fn from_flags(flags: &Flags) -> Result<Config, String> {
         let bind = flags.string("bind-address");
         let bind_address: IpAddr = bind.parse().map_err(|e| format!("--bind-address={bind}: {e}"))?;
-        let port = u16::try_from(flags.int("port")).map_err(|_| format!("--port={}", flags.string("port")))?;
+        let port =
+            u16::try_from(flags.int("port")).map_err(|_| format!("--port={}", flags.string("port")))?;
         let given = flags.strings("upstream");
         let upstream = if given.is_empty() {
             let text = std::fs::read_to_string(flags.string("resolv-conf")).unwrap_or_default();

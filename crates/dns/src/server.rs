@@ -50,7 +50,11 @@ impl Counters {
     pub fn register(metrics: &Metrics) -> Counters {
         let c = Counters::default();
         metrics.register(|r| {
-            r.register("coredns_dns_requests", "Counter of DNS requests made per protocol.", c.requests.clone());
+            r.register(
+                "coredns_dns_requests",
+                "Counter of DNS requests made per protocol.",
+                c.requests.clone(),
+            );
             r.register("coredns_dns_responses", "Counter of response status codes.", c.responses.clone());
         });
         c
@@ -207,11 +211,19 @@ mod tests {
         junk.truncate(14);
         let answer = f.ask(&junk, false).await.unwrap();
         assert_eq!(Message::from_vec(&answer).unwrap().metadata.response_code, ResponseCode::FormErr);
-        assert!(listen(addr, Arc::new(Resolver {
-            zone: Arc::new(RwLock::new(Arc::new(Zone::default()))),
-            ttl: 5,
-            forwarder: Forwarder::new(vec![]),
-            counters: Counters::default(),
-        }), Stop::new().1).await.is_err());
+        assert!(
+            listen(
+                addr,
+                Arc::new(Resolver {
+                    zone: Arc::new(RwLock::new(Arc::new(Zone::default()))),
+                    ttl: 5,
+                    forwarder: Forwarder::new(vec![]),
+                    counters: Counters::default(),
+                }),
+                Stop::new().1
+            )
+            .await
+            .is_err()
+        );
     }
 }

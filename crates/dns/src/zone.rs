@@ -69,15 +69,25 @@ impl Zone {
         zone.add(format!("dns-version.{domain}"), Data::Text("1.1.0".into()));
         let mut by_service: BTreeMap<String, Vec<&DynamicObject>> = BTreeMap::new();
         for slice in slices {
-            if let Some(name) = slice.metadata.labels.as_ref().and_then(|l| l.get("kubernetes.io/service-name")) {
+            if let Some(name) =
+                slice.metadata.labels.as_ref().and_then(|l| l.get("kubernetes.io/service-name"))
+            {
                 let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
                 by_service.entry(format!("{name}.{namespace}")).or_default().push(slice);
             }
         }
         for service in services {
             let m = &service.metadata;
-            let key = format!("{}.{}", m.name.as_deref().unwrap_or_default(), m.namespace.as_deref().unwrap_or_default());
-            zone.add_service(service, &format!("{key}.svc.{domain}"), by_service.get(&key).map(Vec::as_slice).unwrap_or_default());
+            let key = format!(
+                "{}.{}",
+                m.name.as_deref().unwrap_or_default(),
+                m.namespace.as_deref().unwrap_or_default()
+            );
+            zone.add_service(
+                service,
+                &format!("{key}.svc.{domain}"),
+                by_service.get(&key).map(Vec::as_slice).unwrap_or_default(),
+            );
         }
         zone
     }
@@ -184,7 +194,9 @@ impl Zone {
         // `10-244-0-2.<namespace>.pod.<domain>` is that address, whether or not there is such a pod.
         let labels: Vec<&str> = below.trim_end_matches('.').split('.').collect();
         if let [dashed, namespace, "pod"] = labels.as_slice() {
-            if let (true, Ok(ip)) = (self.namespaces.contains(*namespace), dashed.replace('-', ".").parse::<Ipv4Addr>()) {
+            if let (true, Ok(ip)) =
+                (self.namespaces.contains(*namespace), dashed.replace('-', ".").parse::<Ipv4Addr>())
+            {
                 return Found::Here(vec![Data::Address(ip.into())]);
             }
         }
@@ -224,14 +236,22 @@ pub(crate) mod tests {
         let service = |v| Arc::new(serde_json::from_value::<Service>(v).unwrap());
         let slice = |v| Arc::new(serde_json::from_value::<DynamicObject>(v).unwrap());
         let services = [
-            service(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kube-dns", "namespace": "kube-system"},
-                "spec": {"clusterIP": "10.0.0.10", "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}})),
-            service(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "nginx", "namespace": "default"},
-                "spec": {"clusterIP": "None", "ports": [{"name": "web", "port": 80}]}})),
-            service(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ext", "namespace": "default"},
-                "spec": {"type": "ExternalName", "externalName": "Example.com."}})),
-            service(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "empty", "namespace": "default"},
-                "spec": {"clusterIP": "None"}})),
+            service(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "kube-dns", "namespace": "kube-system"},
+                "spec": {"clusterIP": "10.0.0.10", "ports": [{"name": "dns", "port": 53, "protocol": "UDP"}]}}),
+            ),
+            service(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "nginx", "namespace": "default"},
+                "spec": {"clusterIP": "None", "ports": [{"name": "web", "port": 80}]}}),
+            ),
+            service(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "ext", "namespace": "default"},
+                "spec": {"type": "ExternalName", "externalName": "Example.com."}}),
+            ),
+            service(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "empty", "namespace": "default"},
+                "spec": {"clusterIP": "None"}}),
+            ),
         ];
         let slices = [slice(json!({"metadata": {"name": "nginx-x", "namespace": "default",
                 "labels": {"kubernetes.io/service-name": "nginx"}},
@@ -243,8 +263,10 @@ pub(crate) mod tests {
         let namespaces: Vec<Arc<Namespace>> = ["default", "kube-system"]
             .map(|n| {
                 Arc::new(
-                    serde_json::from_value(json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}}))
-                        .unwrap(),
+                    serde_json::from_value(
+                        json!({"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": n}}),
+                    )
+                    .unwrap(),
                 )
             })
             .to_vec();
@@ -285,7 +307,12 @@ pub(crate) mod tests {
     #[test]
     fn what_is_there_without_records_and_what_is_not() {
         let z = zone();
-        for n in ["cluster.local", "svc.cluster.local", "default.svc.cluster.local", "_tcp.nginx.default.svc.cluster.local"] {
+        for n in [
+            "cluster.local",
+            "svc.cluster.local",
+            "default.svc.cluster.local",
+            "_tcp.nginx.default.svc.cluster.local",
+        ] {
             assert_eq!(z.find(n), Found::Here(vec![]), "{n}");
         }
         for n in [

@@ -161,7 +161,8 @@ impl Authority {
     /// Signs a PEM request. The subject, names and key are the request's; usages and times are the signer's: for
     /// `expires` from now, but never longer than the authority itself.
     pub fn sign(&self, request: &str, usages: &[String], expires: Duration) -> Result<String, Error> {
-        let mut csr = CertificateSigningRequestParams::from_pem(request).map_err(|e| Error::Request(e.to_string()))?;
+        let mut csr =
+            CertificateSigningRequestParams::from_pem(request).map_err(|e| Error::Request(e.to_string()))?;
         csr.params.is_ca = IsCa::NoCa;
         csr.params.key_usages = usages.iter().filter_map(|u| key_usage(u)).collect();
         csr.params.extended_key_usages = usages.iter().filter_map(|u| extended_key_usage(u)).collect();
@@ -178,7 +179,8 @@ impl Authority {
 
     fn expires_at(&self) -> Result<OffsetDateTime, Error> {
         let bad = |e: String| Error::Malformed { path: "authority".into(), reason: e };
-        let (_, pem) = x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).map_err(|e| bad(e.to_string()))?;
+        let (_, pem) =
+            x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).map_err(|e| bad(e.to_string()))?;
         let x509 = pem.parse_x509().map_err(|e| bad(e.to_string()))?;
         Ok(x509.validity().not_after.to_datetime())
     }
@@ -186,8 +188,7 @@ impl Authority {
 
 /// A self-signed server certificate, as `kube-apiserver` and `kubelet` make one where they are given none.
 pub fn self_signed(common_name: &str, hosts: &[String]) -> Result<Issued, Error> {
-    let subject =
-        Subject { common_name: common_name.to_string(), organization: None, hosts: hosts.to_vec() };
+    let subject = Subject { common_name: common_name.to_string(), organization: None, hosts: hosts.to_vec() };
     let key = KeyPair::generate()?;
     let mut params = leaf(&subject, Usage::Server.extended())?;
     validity(&mut params, Duration::from_secs(365 * 86_400));
@@ -318,7 +319,8 @@ mod tests {
     fn never_outlives_the_authority() {
         let (ca, _) = Authority::generate("short", 1).unwrap();
         let csr = request(&Subject { common_name: "x".into(), ..Default::default() }).unwrap();
-        let pem = parse(&ca.sign(&csr.certificate, &["client auth".into()], Duration::from_secs(1 << 32)).unwrap());
+        let pem =
+            parse(&ca.sign(&csr.certificate, &["client auth".into()], Duration::from_secs(1 << 32)).unwrap());
         let ca_pem = parse(ca.certificate());
         let (end, own) = (
             pem.parse_x509().unwrap().validity().not_after.timestamp(),
@@ -332,7 +334,13 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let (_, a) = Authority::generate("a", 1).unwrap();
         let (_, b) = Authority::generate("b", 1).unwrap();
-        assert!(Authority::from_pem(&a.certificate, &b.key, "ca.crt").err().unwrap().to_string().contains("ca.crt"));
+        assert!(
+            Authority::from_pem(&a.certificate, &b.key, "ca.crt")
+                .err()
+                .unwrap()
+                .to_string()
+                .contains("ca.crt")
+        );
         assert!(Authority::from_pem("x", &a.key, "f").is_err());
         let (ca, _) = Authority::generate("a", 1).unwrap();
         assert!(matches!(ca.sign("junk", &[], Duration::ZERO), Err(Error::Request(_))));

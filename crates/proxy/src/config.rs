@@ -81,14 +81,22 @@ impl Config {
             match v {
                 "" => Ok(None),
                 // Of a pair of families the IPv4 one counts here.
-                v => v.split(',').next().unwrap_or(v).parse().map(Some).map_err(|e| format!("{name} {v:?}: {e}")),
+                v => v
+                    .split(',')
+                    .next()
+                    .unwrap_or(v)
+                    .parse()
+                    .map(Some)
+                    .map_err(|e| format!("{name} {v:?}: {e}")),
             }
         };
         if file.client_connection.kubeconfig.is_empty() {
             return Err("no kubeconfig: --kubeconfig, or clientConnection.kubeconfig in --config".into());
         }
         let node_name = match file.hostname_override.as_str() {
-            "" => std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_lowercase(),
+            "" => {
+                std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default().trim().to_lowercase()
+            }
             n => n.trim().to_lowercase(),
         };
         let node_port_addresses = file
@@ -102,7 +110,11 @@ impl Config {
             mode: file.mode,
             node_name,
             healthz_bind_address: address("healthzBindAddress", file.healthz_bind_address, "0.0.0.0:10256")?,
-            metrics_bind_address: address("metricsBindAddress", file.metrics_bind_address, "127.0.0.1:10249")?,
+            metrics_bind_address: address(
+                "metricsBindAddress",
+                file.metrics_bind_address,
+                "127.0.0.1:10249",
+            )?,
             rules: rules::Options {
                 cluster_cidr: cidr("clusterCIDR", &file.cluster_cidr)?,
                 service_cidr: cidr("--service-cluster-ip-range", &flags.string("service-cluster-ip-range"))?,
@@ -116,7 +128,10 @@ impl Config {
 /// An address that may lack its port.
 fn with_port(v: &str, default: &str) -> Option<SocketAddr> {
     let port = default.rsplit_once(':')?.1;
-    v.parse().ok().or_else(|| format!("{v}:{port}").parse().ok()).or_else(|| format!("[{v}]:{port}").parse().ok())
+    v.parse()
+        .ok()
+        .or_else(|| format!("{v}:{port}").parse().ok())
+        .or_else(|| format!("[{v}]:{port}").parse().ok())
 }
 
 fn read(path: &Path) -> Result<File, String> {

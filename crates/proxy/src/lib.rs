@@ -40,7 +40,10 @@ const SKIP: &str = "service.kubernetes.io/service-proxy-name";
 /// Runs the proxy until `stop`. The rules stay in place when it ends: connections go on.
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     if config.mode != "" && config.mode != "nftables" {
-        tracing::warn!("proxy mode {:?}: services are programmed by nftables, which serves in its place", config.mode);
+        tracing::warn!(
+            "proxy mode {:?}: services are programmed by nftables, which serves in its place",
+            config.mode
+        );
     }
     let metrics = Metrics::default();
     let last_sync = Gauge::<i64>::default();

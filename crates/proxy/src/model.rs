@@ -59,7 +59,11 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &st
     let mut entries = Vec::new();
     for service in services {
         let meta = &service.metadata;
-        let key = format!("{}/{}", meta.namespace.as_deref().unwrap_or_default(), meta.name.as_deref().unwrap_or_default());
+        let key = format!(
+            "{}/{}",
+            meta.namespace.as_deref().unwrap_or_default(),
+            meta.name.as_deref().unwrap_or_default()
+        );
         let spec = service.spec.clone().unwrap_or_default();
         let Some(cluster_ip) = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok()) else { continue };
         if spec.type_.as_deref() == Some("ExternalName") {
@@ -71,8 +75,14 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &st
             .flat_map(|s| s.load_balancer.iter())
             .flat_map(|l| l.ingress.iter().flatten())
             .filter_map(|i| i.ip.clone());
-        let external_ips: BTreeSet<Ipv4Addr> =
-            spec.external_ips.iter().flatten().cloned().chain(ingress).filter_map(|ip| ip.parse().ok()).collect();
+        let external_ips: BTreeSet<Ipv4Addr> = spec
+            .external_ips
+            .iter()
+            .flatten()
+            .cloned()
+            .chain(ingress)
+            .filter_map(|ip| ip.parse().ok())
+            .collect();
         let affinity_seconds = if spec.session_affinity.as_deref() == Some("ClientIP") {
             let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
             config.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok()).unwrap_or(10_800)
@@ -112,7 +122,8 @@ fn backends(slices: &[&DynamicObject], port: &ServicePort, node: &str) -> Vec<Ba
         let wanted = port.name.as_deref().unwrap_or_default();
         let protocol = port.protocol.as_deref().unwrap_or("TCP");
         let target = slice.data["ports"].as_array().into_iter().flatten().find(|p| {
-            p["name"].as_str().unwrap_or_default() == wanted && p["protocol"].as_str().unwrap_or("TCP") == protocol
+            p["name"].as_str().unwrap_or_default() == wanted
+                && p["protocol"].as_str().unwrap_or("TCP") == protocol
         });
         let Some(target) = target.and_then(|p| p["port"].as_u64()).and_then(|p| u16::try_from(p).ok()) else {
             continue;
@@ -123,7 +134,9 @@ fn backends(slices: &[&DynamicObject], port: &ServicePort, node: &str) -> Vec<Ba
             let backend = Backend { ip, port: target, local: node_of(endpoint) == node };
             if conditions["ready"].as_bool().unwrap_or(true) {
                 ready.insert(backend);
-            } else if conditions["serving"] == Value::Bool(true) && conditions["terminating"] == Value::Bool(true) {
+            } else if conditions["serving"] == Value::Bool(true)
+                && conditions["terminating"] == Value::Bool(true)
+            {
                 serving.insert(backend);
             }
         }
@@ -132,7 +145,10 @@ fn backends(slices: &[&DynamicObject], port: &ServicePort, node: &str) -> Vec<Ba
 }
 
 fn node_of(endpoint: &Value) -> &str {
-    endpoint["nodeName"].as_str().or_else(|| endpoint["topology"]["kubernetes.io/hostname"].as_str()).unwrap_or_default()
+    endpoint["nodeName"]
+        .as_str()
+        .or_else(|| endpoint["topology"]["kubernetes.io/hostname"].as_str())
+        .unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -145,10 +161,14 @@ mod tests {
         let service = |v: Value| Arc::new(serde_json::from_value::<Service>(v).unwrap());
         let slice = |v: Value| Arc::new(serde_json::from_value::<DynamicObject>(v).unwrap());
         let services = [
-            service(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "ns"},
-                "spec": {"clusterIP": "10.0.0.7", "ports": [{"name": "web", "port": 80, "nodePort": 30080}]}})),
-            service(json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "h", "namespace": "ns"},
-                "spec": {"clusterIP": "None", "ports": [{"port": 80}]}})),
+            service(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "s", "namespace": "ns"},
+                "spec": {"clusterIP": "10.0.0.7", "ports": [{"name": "web", "port": 80, "nodePort": 30080}]}}),
+            ),
+            service(
+                json!({"apiVersion": "v1", "kind": "Service", "metadata": {"name": "h", "namespace": "ns"},
+                "spec": {"clusterIP": "None", "ports": [{"port": 80}]}}),
+            ),
         ];
         let slices = [slice(json!({"metadata": {"name": "s-1", "namespace": "ns",
                 "labels": {"kubernetes.io/service-name": "s"}},

@@ -46,7 +46,10 @@ pub fn script(old: Option<&RuleSet>, new: &RuleSet) -> String {
 /// What services come and go by: sets, chains, elements. Elements are the last to come and the first to go.
 fn change(s: &mut String, old: &RuleSet, new: &RuleSet) {
     for (name, timeout) in new.sets.iter().filter(|(n, _)| !old.sets.contains_key(*n)) {
-        let _ = writeln!(s, "add set ip {TABLE} {name} {{ type ipv4_addr; flags dynamic,timeout; timeout {timeout}s; }}");
+        let _ = writeln!(
+            s,
+            "add set ip {TABLE} {name} {{ type ipv4_addr; flags dynamic,timeout; timeout {timeout}s; }}"
+        );
     }
     let changed: Vec<_> = new.chains.iter().filter(|(n, rules)| old.chains.get(*n) != Some(rules)).collect();
     for (name, _) in &changed {
@@ -129,7 +132,10 @@ mod tests {
     fn set(chains: &[(&str, &str)], elements: &[(&str, &str)]) -> RuleSet {
         RuleSet {
             chains: chains.iter().map(|(n, r)| (n.to_string(), vec![r.to_string()])).collect(),
-            elements: elements.iter().map(|(k, v)| (("m".to_string(), k.to_string()), v.to_string())).collect(),
+            elements: elements
+                .iter()
+                .map(|(k, v)| (("m".to_string(), k.to_string()), v.to_string()))
+                .collect(),
             ..Default::default()
         }
     }

@@ -164,8 +164,10 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
     } else {
         inside.extend(choose(set, s, &id, internal));
         set.chains.insert(internal_chain.clone(), inside);
-        set.elements
-            .insert(("service-ips".into(), service_key(s.cluster_ip, s.port)), format!("goto {internal_chain}"));
+        set.elements.insert(
+            ("service-ips".into(), service_key(s.cluster_ip, s.port)),
+            format!("goto {internal_chain}"),
+        );
     }
     if !externals.is_empty() || s.node_port != 0 {
         let chain = short("ext", &id);
@@ -193,7 +195,8 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
             chain.clone()
         } else {
             let guard = short("fw", &id);
-            let ranges: Vec<&str> = s.source_ranges.iter().map(|r| r.trim()).filter(|r| !r.contains(':')).collect();
+            let ranges: Vec<&str> =
+                s.source_ranges.iter().map(|r| r.trim()).filter(|r| !r.contains(':')).collect();
             // Others are not translated, and so end at the node itself or at the fence.
             let mut rules = Vec::new();
             if !ranges.is_empty() {
@@ -315,7 +318,8 @@ mod tests {
             s.protocol = "udp".into();
             render(&[s], &Options::default())
         };
-        let gone = udp(&[("10.244.0.2", true), ("10.244.0.3", true)]).udp_backends_gone(&udp(&[("10.244.0.3", true)]));
+        let gone = udp(&[("10.244.0.2", true), ("10.244.0.3", true)])
+            .udp_backends_gone(&udp(&[("10.244.0.3", true)]));
         assert_eq!(gone, [(Ipv4Addr::new(10, 0, 0, 7), 80, Ipv4Addr::new(10, 244, 0, 2))]);
     }
 }

@@ -8,6 +8,8 @@
 pub mod request;
 mod syntax;
 
+pub use syntax::fault as json_fault;
+
 use std::cell::RefCell;
 use std::fmt;
 

@@ -1,7 +1,7 @@
 //! What is wrong with a text that is no JSON, in the words of Go's `encoding/json`.
 
 /// The fault of a text; nothing where it is JSON.
-pub(super) fn fault(text: &[u8]) -> Option<String> {
+pub fn fault(text: &[u8]) -> Option<String> {
     let mut scanner = Scanner { text, at: 0 };
     match scanner.document() {
         Ok(()) => None,

@@ -4,6 +4,8 @@ use json_patch::PatchOperation;
 use pilothouse_apimachinery::status::{Result, Status};
 use serde_json::Value;
 
+use crate::decode::json_fault;
+
 /// The most operations a patch may have.
 pub const MAX_OPERATIONS: usize = 10_000;
 
@@ -20,7 +22,8 @@ pub(super) fn rejected() -> Status {
 
 /// Applies a JSON patch. 400 for what is no patch, 413 for too many operations, 422 for one that does not apply.
 pub fn apply(object: &Value, patch: &[u8]) -> Result<Value> {
-    let patch: Value = serde_json::from_slice(patch).map_err(|e| Status::bad_request(e.to_string()))?;
+    let patch: Value = serde_json::from_slice(patch)
+        .map_err(|e| Status::bad_request(json_fault(patch).unwrap_or_else(|| e.to_string())))?;
     let operations = match patch {
         Value::Array(operations) => operations,
         other => {

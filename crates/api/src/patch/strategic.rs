@@ -10,6 +10,7 @@ use super::json::rejected;
 use crate::apply::path::equal;
 use crate::apply::show;
 use crate::apply::types::Type;
+use crate::decode::json_fault;
 
 const DIRECTIVE: &str = "$patch";
 const RETAIN_KEYS: &str = "$retainKeys";
@@ -43,7 +44,8 @@ type Outcome<T> = std::result::Result<T, Fault>;
 
 /// Applies a strategic merge patch to an object of the given type.
 pub fn apply(type_: Type<'_>, object: &Value, patch: &[u8]) -> Result<Value> {
-    let patch: Value = serde_json::from_slice(patch).map_err(|e| Status::bad_request(e.to_string()))?;
+    let patch: Value = serde_json::from_slice(patch)
+        .map_err(|e| Status::bad_request(json_fault(patch).unwrap_or_else(|| e.to_string())))?;
     let patch = match patch {
         Value::Object(map) => map,
         Value::Null => Map::new(),

@@ -10,7 +10,7 @@ use jiff::Timestamp;
 use k8s_openapi::api::batch::v1::{CronJobSpec, CronJobStatus, Job};
 use k8s_openapi::api::core::v1::ObjectReference;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{OwnerReference, Time};
-use kube::api::{ApiResource, DeleteParams, ObjectMeta, Patch, PatchParams, PostParams, PropagationPolicy};
+use kube::api::{ApiResource, DeleteParams, ObjectMeta, PostParams, PropagationPolicy, TypeMeta};
 use kube::core::Object;
 use kube::{Api, Client};
 use pilothouse_client::events::reference;
@@ -236,12 +236,14 @@ impl Worker {
         let namespace = cron_job.metadata.namespace.clone().unwrap_or_default();
         let name = cron_job.metadata.name.clone().unwrap_or_default();
         let api: Api<CronJob> = Api::namespaced_with(self.client.clone(), &namespace, &self.resource);
-        let status = cron_job.status.clone().unwrap_or_default();
-        let patch = serde_json::json!({"status": {
-            "active": status.active.filter(|a| !a.is_empty()),
-            "lastScheduleTime": status.last_schedule_time,
-        }});
-        match api.patch_status(&name, &PatchParams::default(), &Patch::Merge(patch)).await {
+        // An update, not a patch: that is what v1.20 lets this controller do.
+        cron_job.types = Some(TypeMeta {
+            api_version: self.resource.api_version.clone(),
+            kind: self.resource.kind.clone(),
+        });
+        let status = cron_job.status.get_or_insert_default();
+        status.active = status.active.take().filter(|a| !a.is_empty());
+        match api.replace_status(&name, &PostParams::default(), cron_job).await {
             Ok(new) => {
                 *cron_job = new;
                 Ok(())

@@ -246,7 +246,10 @@ impl Worker {
         status.active = zero_is_none(active);
         status.succeeded = zero_is_none(counts.succeeded);
         status.failed = zero_is_none(counts.failed + failed_now);
-        if job.status.as_ref() != Some(&status) {
+        // A start time alone is not worth a write: a job without any pods has none.
+        let mut before = job.status.clone().unwrap_or_default();
+        before.start_time = status.start_time.clone();
+        if before != status {
             self.write_status(&api, name, status).await?;
         }
         if let Some(e) = error {

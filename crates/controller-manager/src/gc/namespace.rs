@@ -8,7 +8,7 @@ use std::time::Duration;
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Namespace, NamespaceCondition};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
-use kube::api::{DeleteParams, DynamicObject, ListParams, Patch, PatchParams};
+use kube::api::{DeleteParams, DynamicObject, ListParams, PostParams};
 use kube::core::ApiResource;
 use kube::discovery::Discovery;
 use kube::{Api, Client};
@@ -51,8 +51,9 @@ async fn sync(client: &Client, name: &str) -> Result<Option<Duration>, kube::Err
     let found = empty(client, name).await;
     let conditions = conditions(&namespace, &found, Timestamp::now());
     if namespace.status.as_ref().and_then(|s| s.conditions.as_ref()) != Some(&conditions) {
-        let patch = serde_json::json!({"status": {"conditions": conditions}});
-        api.patch_status(name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+        let mut namespace = namespace.clone();
+        namespace.status.get_or_insert_default().conditions = Some(conditions);
+        api.replace_status(name, &PostParams::default(), &namespace).await?;
     }
     if let Some(error) = found.errors().next() {
         tracing::debug!(namespace = name, "namespace is not empty yet: {error}");

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use k8s_openapi::api::apps::v1::ControllerRevision;
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference};
 use k8s_openapi::apimachinery::pkg::runtime::RawExtension;
-use kube::api::{DeleteParams, Patch, PatchParams, PostParams};
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use serde_json::Value;
 
@@ -126,8 +126,9 @@ pub async fn renumber(
 ) -> Result<ControllerRevision, kube::Error> {
     let namespace = revision.metadata.namespace.as_deref().unwrap_or_default();
     let api: Api<ControllerRevision> = Api::namespaced(client.clone(), namespace);
-    let patch = Patch::Merge(serde_json::json!({"revision": number}));
-    api.patch(revision.metadata.name.as_deref().unwrap_or_default(), &PatchParams::default(), &patch).await
+    let renumbered = ControllerRevision { revision: number, ..revision.clone() };
+    let name = revision.metadata.name.as_deref().unwrap_or_default();
+    api.replace(name, &PostParams::default(), &renumbered).await
 }
 
 /// Deletes the oldest revisions over `limit`, except those that `live` says are in use.

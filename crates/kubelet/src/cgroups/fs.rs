@@ -48,7 +48,13 @@ impl Tree {
             }
         }
         let has = |c: &str| v1.iter().any(|(set, _)| set.contains(c));
-        if has("cpu") && has("memory") { Some(Tree::V1(v1)) } else { v2.map(Tree::V2) }
+        if has("cpu") && has("memory") {
+            // The empty v2 tree beside v1: runtimes make folders in it too.
+            v1.extend(v2.map(|p| (BTreeSet::from(["unified".to_string()]), p)));
+            Some(Tree::V1(v1))
+        } else {
+            v2.map(Tree::V2)
+        }
     }
 
     /// The folder of a v1 controller, or that of v2.
@@ -258,7 +264,7 @@ mod tests {
     fn finds_the_trees() {
         let t = Tree::from_mountinfo(V1).unwrap();
         assert_eq!(t.controller("cpuacct"), Some(Path::new("/sys/fs/cgroup/cpu,cpuacct")));
-        assert_eq!(t.dirs("/kubepods/x").len(), 3);
+        assert_eq!(t.dirs("/kubepods/x").len(), 4);
         let v2 = Tree::from_mountinfo("30 20 0:1 / /sys/fs/cgroup rw - cgroup2 cgroup2 rw").unwrap();
         assert_eq!(v2, Tree::V2("/sys/fs/cgroup".into()));
         assert_eq!(Tree::from_mountinfo(""), None);

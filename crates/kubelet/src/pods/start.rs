@@ -96,7 +96,8 @@ impl Kubelet {
     fn crash_back_off(&self, s: &Start<'_>, container: &Container) -> Option<NotStarted> {
         // The newest dead one counts, also where a later one ran until a moment ago and was killed: a container that
         // fails its probes again and again waits like one that crashes.
-        let dead = s.runtime.containers.iter().find(|c| c.name == container.name && c.state == State::Exited)?;
+        let dead =
+            s.runtime.containers.iter().find(|c| c.name == container.name && c.state == State::Exited)?;
         let key = format!("{}_{}_{:x}", s.pod.uid(), container.name, labels::hash(container));
         let finished = crate::clock::instant(dead.finished_at);
         if let Some(left) = self.crash_backoff.remaining_since(&key, finished) {
