@@ -40,6 +40,7 @@ impl Resource {
                     let annotations = ["metadata", "annotations"];
                     let changed = meta::spec_changed(new, old)
                         || (kind.generation_on_annotations
+                            && context.subresource != "status"
                             && !meta::semantically_equal(
                                 json::get(new, &annotations),
                                 json::get(old, &annotations),
