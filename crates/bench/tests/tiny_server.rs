@@ -1,5 +1,7 @@
 //! The whole program against a small API server in this process, over HTTP/1.1 and HTTP/2, with TLS and without.
 
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
+
 use std::collections::BTreeMap;
 use std::convert::Infallible;
 use std::net::SocketAddr;
