@@ -50,11 +50,8 @@ fn hello(s: &Session) {
 fn forbidden_runs_are_left_out(s: &Session) {
     cronjob(s, "concurrencyPolicy: Forbid", "sleep 600");
     let first = s.eventually("the first run", 80, || jobs(s).into_iter().next().ok_or("none".to_string()));
-    s.eventually("the next run is left out", 100, || {
-        let events =
-            s.run("kubectl get events --field-selector=involvedObject.name=c -o jsonpath={.items[*].reason}");
-        if events.contains("JobAlreadyActive") { Ok(()) } else { Err(events) }
-    });
+    // The next minute comes, and no run with it.
+    std::thread::sleep(std::time::Duration::from_secs(80));
     assert_eq!(jobs(s), [first]);
 }
 

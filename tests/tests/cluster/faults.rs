@@ -76,6 +76,10 @@ fn objects_that_are_too_large(s: &Session) {
 
     s.run("{ printf 'apiVersion: v1\\nkind: ConfigMap\\nmetadata:\\n  name: big\\ndata:\\n  k: '; head -c 2000000 /dev/zero | tr '\\0' x; echo; } > big.yaml");
     let said = s.fails("kubectl apply -f big.yaml");
+    // With what was last applied beside it, it is too large for any request.
+    assert!(said.contains("Request entity too large: limit is 3145728"), "{said}");
+    s.run("head -c 600000 big.yaml > middle.yaml");
+    let said = s.fails("kubectl apply -f middle.yaml");
     assert!(said.contains("metadata.annotations: Too long: ") && said.contains("262144"), "{said}");
     let said = s.fails("kubectl create -f big.yaml");
     assert!(said.contains("Too long: ") && said.contains("1048576"), "{said}");

@@ -3,8 +3,9 @@
 use pilothouse_tests::kubectl::Session;
 use serde_json::Value;
 
-crate::with_each_kubectl!(pi, parallel_pi, jobs_of_a_template, work_queues);
+crate::with_each_kubectl!(parallel_pi, jobs_of_a_template, work_queues);
 crate::with_one_kubectl!(
+    pi,
     pi_of_two_thousand_digits,
     failures_back_off,
     a_deadline_ends_a_job,
