@@ -16,6 +16,8 @@ fn quoted(b: u8) -> String {
     match b {
         b'\'' => "'\\''".into(),
         b'"' => "'\"'".into(),
+        // The second block of control characters, and the soft hyphen: Go prints their numbers.
+        0x80..=0x9f | 0xad => format!("'\\u{b:04x}'"),
         _ => {
             let text = pilothouse_apimachinery::go::quote(&char::from(b).to_string());
             format!("'{}'", &text[1..text.len() - 1])
