@@ -124,7 +124,8 @@ fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
         ("filter-output", hook("filter", "output", "0", &new("refuse"))),
         ("services", services),
         ("refuse", refuse),
-        ("reject-it", vec!["reject".to_string()]),
+        // An ICMP error does not come back to a sender on this machine where services are routed to loopback.
+        ("reject-it", vec!["meta l4proto tcp reject with tcp reset".to_string(), "reject".to_string()]),
         ("drop-it", vec!["drop".to_string()]),
         ("mark-masquerade", vec![format!("meta mark set meta mark | {MASQUERADE}")]),
     ]

@@ -5,6 +5,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -33,8 +35,11 @@ fn child() {
     runtime.block_on(async {
         let store = EmbeddedStore::open(dir.as_ref()).unwrap();
         println!("\nopen {}", store.revision().await.unwrap());
+        // What each writer has said last: history is compacted up to the oldest, so that what a writer did and could
+        // not say any more is in the history, however long its thread was held up.
+        let said: Arc<[AtomicU64; WRITERS]> = Arc::default();
         let writers = (0..WRITERS).map(|w| {
-            let (store, round) = (store.clone(), round.clone());
+            let (store, round, said) = (store.clone(), round.clone(), said.clone());
             tokio::spawn(async move {
                 for i in 0.. {
                     let key = format!("/w{w}/{}", i % KEYS);
@@ -49,8 +54,10 @@ fn child() {
                         // One write, so that a kill leaves at most the last line unfinished.
                         let line = format!("ack {revision} {key} {what}\n");
                         std::io::stdout().write_all(line.as_bytes()).unwrap();
-                        if revision % 97 == 0 {
-                            let _ = store.compact(revision - 50).await;
+                        said[w].store(revision, Relaxed);
+                        let oldest = said.iter().map(|s| s.load(Relaxed)).min().unwrap();
+                        if revision % 97 == 0 && oldest > 0 {
+                            let _ = store.compact(oldest).await;
                         }
                     }
                 }
@@ -72,6 +79,8 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_written() {
     let dir = tempfile::tempdir().unwrap();
     // Per key the last acknowledged write: its revision and value (none where it was a deletion).
     let mut acknowledged = BTreeMap::<String, (u64, Option<Bytes>)>::new();
+    // Per writer the revision of its last acknowledged write.
+    let mut said = BTreeMap::<String, u64>::new();
     let mut used = BTreeSet::new();
     let mut last = 1;
     for round in 0..rounds {
@@ -109,6 +118,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_written() {
             let revision = revision.parse().unwrap();
             assert!(used.insert(revision), "round {round}: revision {revision} was used twice");
             newest = newest.max(revision);
+            said.insert(writer(key).to_string(), revision);
             let write = (revision, (what != "-").then(|| value(what)));
             let entry = acknowledged.entry(key.to_string()).or_insert_with(|| write.clone());
             if entry.0 < revision {
@@ -118,7 +128,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_written() {
         let store = EmbeddedStore::open(dir.path()).unwrap();
         last = store.revision().await.unwrap();
         assert!(last >= newest, "round {round}: {newest} was acknowledged, the store is at {last}");
-        check(&store, &acknowledged, last).await;
+        check(&store, &acknowledged, &said, last).await;
         // What was written and not acknowledged used its revisions, too.
         used.extend(newest + 1..=last);
         store.close().await;
@@ -127,7 +137,17 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_written() {
     assert!(last > 100, "the writers were never at work");
 }
 
-async fn check(store: &EmbeddedStore, acknowledged: &BTreeMap<String, (u64, Option<Bytes>)>, last: u64) {
+/// `/w3` of `/w3/5`.
+fn writer(key: &str) -> &str {
+    &key[..key.rfind('/').unwrap()]
+}
+
+async fn check(
+    store: &EmbeddedStore,
+    acknowledged: &BTreeMap<String, (u64, Option<Bytes>)>,
+    said: &BTreeMap<String, u64>,
+    last: u64,
+) {
     let everything = Range { start: "/".into(), end: "0".into(), ..Range::default() };
     let now: BTreeMap<_, _> =
         store.range(everything).await.unwrap().kvs.into_iter().map(|kv| (kv.key.clone(), kv)).collect();
@@ -144,15 +164,15 @@ async fn check(store: &EmbeddedStore, acknowledged: &BTreeMap<String, (u64, Opti
             Some(kv) => assert!(kv.mod_revision == *revision && Some(&kv.value) == value.as_ref(), "{key}"),
             None if value.is_none() => {}
             None => {
-                let deleted = deletions(store, (*revision + 1).max(last.saturating_sub(40)), last).await;
+                // The one write of that writer that was not acknowledged.
+                let deleted = deletions(store, said[writer(key)] + 1, last).await;
                 assert!(deleted.contains(key.as_bytes()), "{key} of revision {revision} is lost");
             }
         }
     }
 }
 
-/// The keys that were deleted from a revision on. Each writer has one write under way, so an unacknowledged deletion
-/// is among the newest changes, which compaction never reaches.
+/// The keys that were deleted from a revision on.
 async fn deletions(store: &EmbeddedStore, from: u64, last: u64) -> BTreeSet<Bytes> {
     let mut deleted = BTreeSet::new();
     if from > last {

@@ -7,7 +7,7 @@ crate::with_each_kubectl!(manifests_applied_twice_are_unchanged);
 crate::with_one_kubectl!(deletion_leaves_nothing_on_the_node);
 
 fn manifests_applied_twice_are_unchanged(s: &Session) {
-    s.run("kubectl create namespace logging --dry-run=client -o yaml | kubectl apply -f -");
+    s.run("kubectl delete namespace logging --ignore-not-found && kubectl create namespace logging");
     let dir = paths::project().join("config/examples");
     let mut names: Vec<String> =
         std::fs::read_dir(dir).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
@@ -34,7 +34,7 @@ fn manifests_applied_twice_are_unchanged(s: &Session) {
         let deleted = s.run(&format!("kubectl delete -f {name}"));
         assert_eq!(deleted.lines().count(), first.lines().count(), "{deleted}");
     }
-    s.run("kubectl delete namespace logging --wait=false");
+    s.run("kubectl delete namespace logging");
 }
 
 /// No container, mount, address, rule or cgroup of a pod is left when it was deleted.

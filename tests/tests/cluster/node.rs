@@ -36,7 +36,7 @@ fn streams(s: &Session) {
     assert!(said.contains("from the pod"), "{said}");
     s.gone("pod/once", 30);
 
-    s.run("kubectl run typed --image=busybox --image-pull-policy=IfNotPresent --restart=Never --stdin --command -- sh -c 'while read line; do echo got $line; done'");
+    s.run("kubectl run typed --image=busybox --image-pull-policy=IfNotPresent --restart=Never --stdin --attach=false --command -- sh -c 'while read line; do echo got $line; done'");
     s.expect("pod/typed", "/status/phase", "Running", 60);
     s.run("echo words | timeout 5 kubectl attach -i typed || true");
     s.eventually("the attached input arrived", 20, || {

@@ -75,7 +75,7 @@ fn a_service_spreads_and_follows_its_pods(s: &Session) {
     s.eventually("connections are refused", 30, || {
         let said = s.try_run(&format!("curl -sS -m 3 http://{address}/"));
         match said {
-            Err(why) if why.contains("refused") => Ok(()),
+            Err(why) if why.contains("curl: (7)") => Ok(()),
             other => Err(format!("{other:?}")),
         }
     });
