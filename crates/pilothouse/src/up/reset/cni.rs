@@ -70,11 +70,13 @@ pub(super) async fn remove(leftovers: &[Leftover]) {
     {
         restore(&script).await;
     }
-    // iptables keeps its table when the last rule is gone.
-    if let Some(table) = output("nft", &["-j", "list", "table", "ip", "nat"]).await
-        && is_bare(&table)
-    {
-        let _ = output("nft", &["delete", "table", "ip", "nat"]).await;
+    // iptables and ip6tables keep their tables when the last rule is gone.
+    for family in ["ip", "ip6"] {
+        if let Some(table) = output("nft", &["-j", "list", "table", family, "nat"]).await
+            && is_bare(&table)
+        {
+            let _ = output("nft", &["delete", "table", family, "nat"]).await;
+        }
     }
 }
 
