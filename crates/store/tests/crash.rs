@@ -77,7 +77,8 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_written() {
     println!("SEED={seed} ROUNDS={rounds}");
     let mut random = StdRng::seed_from_u64(seed);
     let dir = tempfile::tempdir().unwrap();
-    // Per key the last acknowledged write: its revision and value (none where it was a deletion).
+    // Per key the last write that was acknowledged, or that was there after a start: its revision and value (none
+    // where it was a deletion).
     let mut acknowledged = BTreeMap::<String, (u64, Option<Bytes>)>::new();
     // Per writer the revision of its last acknowledged write.
     let mut said = BTreeMap::<String, u64>::new();
@@ -128,7 +129,7 @@ async fn nothing_acknowledged_is_lost_and_nothing_is_half_written() {
         let store = EmbeddedStore::open(dir.path()).unwrap();
         last = store.revision().await.unwrap();
         assert!(last >= newest, "round {round}: {newest} was acknowledged, the store is at {last}");
-        check(&store, &acknowledged, &said, last).await;
+        check(&store, &mut acknowledged, &said, last).await;
         // What was written and not acknowledged used its revisions, too.
         used.extend(newest + 1..=last);
         store.close().await;
@@ -144,7 +145,7 @@ fn writer(key: &str) -> &str {
 
 async fn check(
     store: &EmbeddedStore,
-    acknowledged: &BTreeMap<String, (u64, Option<Bytes>)>,
+    acknowledged: &mut BTreeMap<String, (u64, Option<Bytes>)>,
     said: &BTreeMap<String, u64>,
     last: u64,
 ) {
@@ -159,22 +160,27 @@ async fn check(
     }
     for (key, (revision, value)) in acknowledged {
         match now.get(key.as_bytes()) {
-            // A later write was under way when the process was killed.
-            Some(kv) if kv.mod_revision > *revision => {}
+            // A later write was under way when the process was killed. What it did stays.
+            Some(kv) if kv.mod_revision > *revision => {
+                (*revision, *value) = (kv.mod_revision, Some(kv.value.clone()));
+            }
             Some(kv) => assert!(kv.mod_revision == *revision && Some(&kv.value) == value.as_ref(), "{key}"),
             None if value.is_none() => {}
             None => {
                 // The one write of that writer that was not acknowledged.
                 let deleted = deletions(store, said[writer(key)] + 1, last).await;
-                assert!(deleted.contains(key.as_bytes()), "{key} of revision {revision} is lost");
+                let Some(deletion) = deleted.get(key.as_bytes()) else {
+                    panic!("{key} of revision {revision} is lost");
+                };
+                (*revision, *value) = (*deletion, None);
             }
         }
     }
 }
 
-/// The keys that were deleted from a revision on.
-async fn deletions(store: &EmbeddedStore, from: u64, last: u64) -> BTreeSet<Bytes> {
-    let mut deleted = BTreeSet::new();
+/// The keys that were deleted from a revision on, and when.
+async fn deletions(store: &EmbeddedStore, from: u64, last: u64) -> BTreeMap<Bytes, u64> {
+    let mut deleted = BTreeMap::new();
     if from > last {
         return deleted;
     }
@@ -184,8 +190,8 @@ async fn deletions(store: &EmbeddedStore, from: u64, last: u64) -> BTreeSet<Byte
         for event in watch.next().await.unwrap().unwrap() {
             assert_eq!(event.revision(), next);
             next += 1;
-            if let Event::Delete { key, .. } = event {
-                deleted.insert(key);
+            if let Event::Delete { key, revision, .. } = event {
+                deleted.insert(key, revision);
             }
         }
     }
