@@ -4,15 +4,15 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::fmt::Debug;
 use std::sync::Arc;
 
-use futures::StreamExt;
-use kube::runtime::WatchStreamExt;
-use kube::runtime::watcher::{self, Event, watcher};
+use kube::runtime::watcher;
 use kube::{Api, Resource};
 use parking_lot::RwLock;
 use pilothouse_component_base::signals::Stop;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
+
+use crate::raw::{self, Fed};
 
 /// One change of the local copy.
 #[derive(Debug, Clone)]
@@ -205,38 +205,29 @@ where
 {
     /// Keeps the copy up to date from `api` until `stop`: list, watch, and list again when a watch cannot go on.
     pub fn run(&self, api: Api<K>, config: watcher::Config, stop: Stop) -> JoinHandle<()> {
-        let me = self.clone();
-        tokio::spawn(async move {
-            let mut events = watcher(api, config).default_backoff().boxed();
-            let mut listed: BTreeSet<String> = BTreeSet::new();
-            loop {
-                let event = tokio::select! {
-                    _ = stop.wait() => return,
-                    e = events.next() => match e { Some(e) => e, None => return },
-                };
-                match event {
-                    Ok(Event::Init) => listed.clear(),
-                    Ok(Event::InitApply(o)) => {
-                        listed.insert(key_of(&o));
-                        me.apply(o);
-                    }
-                    Ok(Event::InitDone) => {
-                        let gone: Vec<String> = {
-                            let state = me.0.state.read();
-                            state.objects.keys().filter(|k| !listed.contains(*k)).cloned().collect()
-                        };
-                        gone.iter().for_each(|k| me.remove(k));
-                        listed.clear();
-                        me.mark_synced();
-                    }
-                    Ok(Event::Apply(o)) => me.apply(o),
-                    Ok(Event::Delete(o)) => me.remove(&key_of(&o)),
-                    Err(e) => {
-                        tracing::debug!(kind = %std::any::type_name::<K>().rsplit("::").next().unwrap_or_default(), "list or watch: {e}")
-                    }
-                }
-            }
-        })
+        tokio::spawn(raw::follow(raw::untyped(api), config, Arc::new(self.clone()), stop))
+    }
+}
+
+impl<K> Fed for Informer<K>
+where
+    K: Resource + DeserializeOwned + Send + Sync + 'static,
+{
+    fn put(&self, text: &str) -> Result<(), serde_json::Error> {
+        self.apply(serde_json::from_str(text)?);
+        Ok(())
+    }
+
+    fn take_out(&self, key: &str) {
+        self.remove(key);
+    }
+
+    fn keys(&self) -> Vec<String> {
+        self.0.state.read().objects.keys().cloned().collect()
+    }
+
+    fn complete(&self) {
+        self.mark_synced();
     }
 }
 

@@ -8,6 +8,7 @@ pub mod events;
 pub mod informer;
 pub mod leader;
 pub mod queue;
+mod raw;
 pub mod served;
 pub mod token;
 

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use k8s_openapi::api::core::v1::{Pod, PodStatus, Service};
 use parking_lot::{Mutex, RwLock};
+use pilothouse_apimachinery::version::Release;
 use pilothouse_client::{EventRecorder, Informer};
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -23,6 +24,7 @@ use crate::objects::Objects;
 use crate::pod::PodExt;
 use crate::pods::admission::{Rejection, admit};
 use crate::pods::conditions;
+use crate::pods::preemption::{self, Room};
 use crate::pods::registry::Registry;
 use crate::pods::status::{Probed, apply_probes};
 use crate::pods::status_manager::StatusManager;
@@ -202,13 +204,17 @@ impl Kubelet {
             return;
         }
         if !pod.deleting() && !pod.phase_is_terminal() {
-            if let Err(r) = self.admit(&pod) {
-                self.reject(&pod, &r);
-                return;
+            match self.admit(&pod) {
+                Ok(room) => {
+                    self.probes.add_pod(&pod);
+                    let after = room.victims.iter().filter_map(|v| self.preempt(v, &room.missing)).collect();
+                    self.start_worker(pod, after);
+                }
+                Err(r) => self.reject(&pod, &r),
             }
-            self.probes.add_pod(&pod);
+            return;
         }
-        self.start_worker(pod);
+        self.start_worker(pod, Vec::new());
     }
 
     /// A pod is gone from its source.
@@ -228,7 +234,26 @@ impl Kubelet {
         }
     }
 
-    fn admit(&self, pod: &Pod) -> Result<(), Rejection> {
+    /// Ends a pod in whose place a critical one comes.
+    fn preempt(&self, victim: &Pod, missing: &str) -> Option<Arc<Control>> {
+        tracing::info!(pod = victim.described(), "preempted in order to admit a critical pod");
+        self.recorder.warning(&victim.reference(), preemption::REASON, preemption::MESSAGE);
+        let control = self.workers.lock().get(victim.uid()).cloned()?;
+        let status = PodStatus {
+            phase: Some("Failed".into()),
+            reason: Some(preemption::REASON.into()),
+            message: Some(preemption::MESSAGE.into()),
+            ..Default::default()
+        };
+        // Its share counts as free from now on: a pod that comes next must not be weighed against it.
+        self.status.set(victim, status.clone());
+        control.evict(Eviction { status, grace: None });
+        self.metrics.preempted(missing);
+        Some(control)
+    }
+
+    /// Whether a pod may run here, and what makes room for it.
+    fn admit(&self, pod: &Pod) -> Result<Room, Rejection> {
         for handler in self.admit_handlers.read().iter() {
             handler(pod)?;
         }
@@ -270,9 +295,10 @@ impl Kubelet {
             .collect()
     }
 
-    fn start_worker(&self, pod: Arc<Pod>) {
+    /// Starts a pod's task, which begins when those in `after` have let go of what they held.
+    fn start_worker(&self, pod: Arc<Pod>, after: Vec<Arc<Control>>) {
         let Some(me) = self.me.upgrade() else { return };
-        let control = Arc::new(Control::new(pod.clone()));
+        let control = Arc::new(Control::new(pod.clone(), after));
         self.workers.lock().insert(pod.uid().to_string(), control.clone());
         self.metrics.pod_started(pod.pod_spec().containers.len(), Duration::ZERO);
         let over = self.over.clone();
@@ -324,7 +350,11 @@ impl Kubelet {
     fn probe_changed(&self, change: &Change) {
         let Some(pod) = self.registry.get(&change.uid) else { return };
         match (change.kind, change.verdict) {
-            (Kind::Liveness | Kind::Startup, Verdict::Failure) => self.wake_worker(&change.uid),
+            (Kind::Liveness, Verdict::Failure) => self.wake_worker(&change.uid),
+            // v1.20 restarts a container that does not start at its pod's next regular look only.
+            (Kind::Startup, Verdict::Failure) if self.node.release().get() > Release::V1_20 => {
+                self.wake_worker(&change.uid);
+            }
             (Kind::Readiness, _) | (Kind::Startup, Verdict::Success) => {
                 let view = self.probed();
                 self.status.update(&pod, |status| {

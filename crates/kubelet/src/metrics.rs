@@ -30,6 +30,11 @@ struct Signal {
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct Missing {
+    preemption_signal: String,
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct Node {
     node: String,
 }
@@ -76,6 +81,7 @@ struct Inner {
     worker_start: Histogram,
     worker_seconds: Family<Operation, Histogram, fn() -> Histogram>,
     evictions: Family<Signal, Counter>,
+    preemptions: Family<Missing, Counter>,
     cgroup_seconds: Family<Operation, Histogram, fn() -> Histogram>,
     probes: Family<ProbeLabels, Counter>,
 }
@@ -104,6 +110,7 @@ impl Metrics {
             worker_start: default_buckets(),
             worker_seconds: Family::new_with_constructor(default_buckets),
             evictions: Family::default(),
+            preemptions: Family::default(),
             cgroup_seconds: Family::new_with_constructor(default_buckets),
             probes: Family::default(),
         };
@@ -186,6 +193,11 @@ impl Metrics {
                 m.evictions.clone(),
             );
             r.register(
+                k("preemptions"),
+                "Cumulative number of pods that had to go for a critical one",
+                m.preemptions.clone(),
+            );
+            r.register(
                 k("cgroup_manager_duration_seconds"),
                 "Duration in seconds for cgroup manager operations, by method",
                 m.cgroup_seconds.clone(),
@@ -266,6 +278,11 @@ impl Metrics {
     /// One eviction.
     pub fn evicted(&self, signal: &str) {
         self.0.evictions.get_or_create(&Signal { eviction_signal: signal.to_string() }).inc();
+    }
+
+    /// One pod that had to go for a critical one, because of what was missing.
+    pub fn preempted(&self, missing: &str) {
+        self.0.preemptions.get_or_create(&Missing { preemption_signal: missing.to_string() }).inc();
     }
 
     /// One operation on cgroups: `create`, `update` or `destroy`.

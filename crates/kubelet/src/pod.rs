@@ -1,7 +1,9 @@
 //! Small questions about a pod.
 
+use std::borrow::Cow;
+
 use jiff::Timestamp;
-use k8s_openapi::api::core::v1::{Container, ObjectReference, Pod, PodSpec, PodStatus};
+use k8s_openapi::api::core::v1::{Container, EphemeralContainer, ObjectReference, Pod, PodSpec, PodStatus};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Time;
 
 /// Where a static pod came from: `file`, or `api` for all others.
@@ -65,6 +67,10 @@ pub trait PodExt {
     fn init_containers(&self) -> &[Container];
     /// A container or init container by name.
     fn container(&self, name: &str) -> Option<&Container>;
+    /// The ephemeral containers.
+    fn ephemeral_containers(&self) -> &[EphemeralContainer];
+    /// A container of any kind by name, an ephemeral one as if it were a plain one.
+    fn any_container(&self, name: &str) -> Option<Cow<'_, Container>>;
     /// Whether it is critical to the system: static, a mirror, or of a system priority.
     fn is_critical(&self) -> bool;
     /// Whether a container is privileged.
@@ -127,6 +133,13 @@ impl PodExt for Pod {
     fn container(&self, name: &str) -> Option<&Container> {
         self.pod_spec().containers.iter().chain(self.init_containers()).find(|c| c.name == name)
     }
+    fn ephemeral_containers(&self) -> &[EphemeralContainer] {
+        self.pod_spec().ephemeral_containers.as_deref().unwrap_or(&[])
+    }
+    fn any_container(&self, name: &str) -> Option<Cow<'_, Container>> {
+        let ephemeral = || self.ephemeral_containers().iter().find(|c| c.name == name);
+        self.container(name).map(Cow::Borrowed).or_else(|| ephemeral().map(|c| Cow::Owned(as_container(c))))
+    }
     fn is_critical(&self) -> bool {
         self.is_static()
             || self.is_mirror()
@@ -159,6 +172,38 @@ impl PodExt for Pod {
             "ephemeralContainers"
         };
         ObjectReference { field_path: Some(format!("spec.{list}{{{container}}}")), ..self.reference() }
+    }
+}
+
+/// An ephemeral container as the plain container that it is to the runtime.
+pub fn as_container(c: &EphemeralContainer) -> Container {
+    let c = c.clone();
+    Container {
+        args: c.args,
+        command: c.command,
+        env: c.env,
+        env_from: c.env_from,
+        image: c.image,
+        image_pull_policy: c.image_pull_policy,
+        lifecycle: c.lifecycle,
+        liveness_probe: c.liveness_probe,
+        name: c.name,
+        ports: c.ports,
+        readiness_probe: c.readiness_probe,
+        resize_policy: c.resize_policy,
+        resources: c.resources,
+        restart_policy: c.restart_policy,
+        restart_policy_rules: c.restart_policy_rules,
+        security_context: c.security_context,
+        startup_probe: c.startup_probe,
+        stdin: c.stdin,
+        stdin_once: c.stdin_once,
+        termination_message_path: c.termination_message_path,
+        termination_message_policy: c.termination_message_policy,
+        tty: c.tty,
+        volume_devices: c.volume_devices,
+        volume_mounts: c.volume_mounts,
+        working_dir: c.working_dir,
     }
 }
 

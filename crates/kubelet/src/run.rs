@@ -13,7 +13,7 @@ use parking_lot::Mutex;
 use pilothouse_client::config::connect;
 use pilothouse_client::{Change, EventRecorder, Informer};
 use pilothouse_component_base::metrics::Metrics as Registry;
-use pilothouse_component_base::serve::{Health, serve};
+use pilothouse_component_base::serve::{Check, Health, serve};
 use pilothouse_component_base::signals::Stop;
 
 use crate::api::KubeApi;
@@ -96,7 +96,9 @@ async fn run_once(config: &Config, stop: &Stop) -> anyhow::Result<End> {
     ));
     let cgroups = set_up_cgroups(config, &machine, &metrics).await?;
     let objects = Arc::new(ApiObjects::new(client.clone()));
-    let volumes = Arc::new(Volumes::new(&config.root_dir, client.clone(), objects.clone()));
+    let node = NodeView::new(first_node(config, &machine, ip), ip.to_string(), machine.memory);
+    let release = node.release().clone();
+    let volumes = Arc::new(Volumes::new(&config.root_dir, client.clone(), objects.clone(), release));
     let capacity = status::capacity(config, &machine);
     volumes.set_allocatable(status::allocatable(config, &capacity));
     let recorder = EventRecorder::new(client.clone(), "kubelet", Some(&config.node_name));
@@ -112,7 +114,7 @@ async fn run_once(config: &Config, stop: &Stop) -> anyhow::Result<End> {
             services: services.clone(),
             metrics,
             cgroups,
-            node: NodeView::new(first_node(config, &machine, ip), ip.to_string(), machine.memory),
+            node,
             keyring: node_keyring(config),
         },
     );
@@ -140,7 +142,7 @@ async fn start(
     let config = &kubelet.config;
     wait_for_runtime(kubelet, &stop).await;
     serving_certificate(config, client, ip).await?;
-    serve_health(kubelet, registry, &stop).await?;
+    serve_health(kubelet, registry, &stop);
     kubelet.recorder.normal(&node_reference(&config.node_name), "Starting", "Starting kubelet.");
 
     let pressure = Arc::new(Mutex::new(Pressure::default()));
@@ -303,10 +305,10 @@ async fn serving_certificate(config: &Config, client: &Client, ip: IpAddr) -> an
     Ok(())
 }
 
-async fn serve_health(kubelet: &Arc<Kubelet>, registry: &Registry, stop: &Stop) -> anyhow::Result<()> {
+fn serve_health(kubelet: &Arc<Kubelet>, registry: &Registry, stop: &Stop) {
     let config = &kubelet.config;
     if config.healthz_port == 0 {
-        return Ok(());
+        return;
     }
     let me = Arc::downgrade(kubelet);
     let looks = move || match me.upgrade().and_then(|k| k.since_look()) {
@@ -315,13 +317,20 @@ async fn serve_health(kubelet: &Arc<Kubelet>, registry: &Registry, stop: &Stop) 
         }
         _ => Ok(()),
     };
-    let health = Health { checks: vec![("syncloop".into(), Arc::new(looks))], metrics: registry.clone() };
+    let looks: Check = Arc::new(looks);
+    let registry = registry.clone();
     let address = SocketAddr::new(config.healthz_address, config.healthz_port);
-    // The original logs that the port is taken and lives on.
-    if let Err(e) = serve(address, None, health, stop.clone()).await {
-        tracing::error!("Starting healthz server failed: {e}");
-    }
-    Ok(())
+    let stop = stop.clone();
+    // A port that is taken keeps no pod from running: it is tried again and again.
+    tokio::spawn(async move {
+        loop {
+            let health =
+                Health { checks: vec![("syncloop".into(), looks.clone())], metrics: registry.clone() };
+            let Err(e) = serve(address, None, health, stop.clone()).await else { return };
+            tracing::error!("Starting healthz server failed: {e}");
+            tokio::select! { _ = stop.wait() => return, _ = tokio::time::sleep(Duration::from_secs(5)) => {} }
+        }
+    });
 }
 
 fn watch_node(kubelet: &Arc<Kubelet>, client: &Client, stop: &Stop) -> Informer<Node> {

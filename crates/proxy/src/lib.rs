@@ -5,6 +5,7 @@
 //! something between.
 
 pub mod config;
+pub mod health;
 pub mod model;
 pub mod nft;
 pub mod rules;
@@ -79,11 +80,14 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         _ = async { services.wait_synced().await; slices.wait_synced().await } => {}
     }
     let mut programmed: Option<rules::RuleSet> = None;
+    let mut health_checks = health::Servers::default();
     changed.notify_one();
     loop {
         tokio::select! { _ = stop.wait() => return Ok(()), _ = changed.notified() => {} }
         tokio::time::sleep(GATHER).await;
-        let model = model::build(&services.list(), &slices.list(), &config.node_name);
+        let all = services.list();
+        let model = model::build(&all, &slices.list(), &config.node_name);
+        health_checks.sync(health::wanted(&all, &model)).await;
         let wanted = rules::render(&model, &config.rules);
         let script = nft::script(programmed.as_ref(), &wanted);
         if script.is_empty() {

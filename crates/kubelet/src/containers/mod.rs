@@ -1,5 +1,6 @@
 //! From a container in a pod's spec to what the runtime is told.
 
+pub mod apparmor;
 pub mod config;
 pub mod dns;
 pub mod downward;

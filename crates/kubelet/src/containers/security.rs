@@ -124,6 +124,15 @@ pub fn namespaces(pod: &Pod) -> cri::NamespaceOption {
     }
 }
 
+/// Makes a container see the processes of another one of its pod.
+pub fn join_processes(config: &mut cri::ContainerConfig, id: &str) {
+    let context = config.linux.as_mut().and_then(|l| l.security_context.as_mut());
+    if let Some(n) = context.and_then(|c| c.namespace_options.as_mut()) {
+        n.pid = cri::NamespaceMode::Target as i32;
+        n.target_id = id.to_string();
+    }
+}
+
 /// Groups that the pod's processes are in besides their own: fsGroup, supplementalGroups and those of volumes.
 pub fn supplemental_groups(pod: &Pod, of_volumes: &[i64]) -> Vec<i64> {
     let sc = pod.pod_spec().security_context.as_ref();
@@ -180,7 +189,8 @@ fn seccomp(pod: &Pod, container: &Container, root: &Path) -> cri::SecurityProfil
     pod.annotation(SECCOMP_POD).map_or_else(|| profile(Unconfined, String::new()), of_annotation)
 }
 
-fn apparmor(pod: &Pod, container: &Container) -> (Option<cri::SecurityProfile>, String) {
+/// A container's AppArmor profile, in the new form and in the old one; empty where none is asked for.
+pub(super) fn apparmor(pod: &Pod, container: &Container) -> (Option<cri::SecurityProfile>, String) {
     use cri::security_profile::ProfileType::{Localhost, RuntimeDefault, Unconfined};
     let own = container.security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());
     let of_pod = pod.pod_spec().security_context.as_ref().and_then(|s| s.app_armor_profile.as_ref());

@@ -486,3 +486,63 @@ async fn containers_survive_a_restart_of_the_kubelet_and_orphans_do_not() {
     assert_eq!(calls.iter().filter(|c| c.starts_with("stop c")).count(), 1);
     assert_eq!(w.cri.counts(), (1, 1));
 }
+
+#[tokio::test(start_paused = true)]
+async fn a_critical_pod_takes_the_place_of_another() {
+    let w = world();
+    let asks =
+        |cpu: &str| json!([{"name": "c", "image": "busybox", "resources": {"requests": {"cpu": cpu}}}]);
+    w.create("a", json!({"containers": asks("2")}));
+    w.create("b", json!({"containers": asks("1")}));
+    seconds(2).await;
+    w.cri.take_calls();
+    w.create("critical", json!({"priority": 2_000_000_000, "containers": asks("3")}));
+    seconds(5).await;
+    let s = w.status("a");
+    assert_eq!((&s["phase"], &s["reason"]), (&json!("Failed"), &json!("Preempting")));
+    assert_eq!(
+        (&w.status("b")["phase"], &w.status("critical")["phase"]),
+        (&json!("Running"), &json!("Running"))
+    );
+    assert!(w.events().contains(&"Preempting: Preempted in order to admit critical pod".to_string()));
+    let calls = w.cri.take_calls();
+    let at = |what: &str| calls.iter().position(|c| c.starts_with(what)).unwrap();
+    assert!(at("stop c") < at("run_sandbox critical"), "{calls:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_ephemeral_container_is_added_to_a_running_pod_and_never_restarted() {
+    let w = world();
+    w.create("p", json!({}));
+    seconds(2).await;
+    let mut pod = w.server.pods.lock()["p"].clone();
+    pod.spec.as_mut().unwrap().ephemeral_containers = Some(vec![
+        serde_json::from_value(json!({"name": "debug", "image": "busybox", "targetContainerName": "c"}))
+            .unwrap(),
+    ]);
+    w.server.pods.lock().insert("p".into(), pod.clone());
+    w.kubelet.set_pod(Arc::new(pod));
+    seconds(2).await;
+    let debug = |w: &World| w.status("p")["ephemeralContainerStatuses"][0].clone();
+    assert!(debug(&w)["state"]["running"].is_object());
+    assert_eq!(w.status("p")["containerStatuses"][0]["ready"], true);
+    w.cri.take_calls();
+    w.cri.exit("debug", 3);
+    seconds(120).await;
+    assert_eq!(debug(&w)["state"]["terminated"]["exitCode"], 3);
+    assert_eq!(w.cri.take_calls(), Vec::<String>::new());
+    assert_eq!(w.status("p")["phase"], "Running");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_pod_whose_profile_is_not_there_waits() {
+    let w = world();
+    let profile = json!({"appArmorProfile": {"type": "Localhost", "localhostProfile": "no-such-profile"}});
+    w.create("p", json!({"securityContext": profile}));
+    seconds(5).await;
+    let s = w.status("p");
+    assert_eq!((&s["phase"], &s["reason"]), (&json!("Pending"), &json!("AppArmor")));
+    assert!(s["message"].as_str().unwrap().starts_with("Cannot enforce AppArmor: "));
+    assert_eq!(s["containerStatuses"][0]["state"]["waiting"]["reason"], "Blocked");
+    assert_eq!(w.cri.take_calls(), Vec::<String>::new());
+}

@@ -76,6 +76,7 @@ impl NodeReporter {
             _ => NEWEST,
         };
         *self.version.lock() = release.git_version();
+        self.kubelet.node.release().set(release);
         Ok(())
     }
 

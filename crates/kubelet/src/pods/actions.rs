@@ -33,6 +33,8 @@ pub struct Actions {
     pub next_init: Option<String>,
     /// Containers to start, in order.
     pub start: Vec<String>,
+    /// Ephemeral containers to start, before all others.
+    pub ephemeral: Vec<String>,
     /// Containers to kill.
     pub kill: Vec<Kill>,
 }
@@ -42,6 +44,17 @@ pub type FailedProbe<'a> = &'a dyn Fn(&str) -> Option<&'static str>;
 
 /// Works out what to do.
 pub fn compute(pod: &Pod, status: &PodStatus, failed_probe: FailedProbe<'_>) -> Actions {
+    let mut a = lasting(pod, status, failed_probe);
+    if !a.create_sandbox && !a.kill_pod && !pod.deleting() {
+        // They are started once, whether or not the others are at their beginning, and never again.
+        let new = pod.ephemeral_containers().iter().filter(|c| status.container(&c.name).is_none());
+        a.ephemeral = new.map(|c| c.name.clone()).collect();
+    }
+    a
+}
+
+/// What to do for the containers that are part of the pod from its beginning.
+fn lasting(pod: &Pod, status: &PodStatus, failed_probe: FailedProbe<'_>) -> Actions {
     let (create, attempt, sandbox) = sandbox_changed(pod, status);
     let mut a = Actions { kill_pod: create, create_sandbox: create, sandbox, attempt, ..Default::default() };
     let may_restart = pod.restart_policy() != "Never";
@@ -353,6 +366,24 @@ mod tests {
         assert_eq!(next(&done).start, ["c"]);
         let collected = status(vec![container(&always, "c", State::Running, 0)]);
         assert!(next(&collected).next_init.is_none() && !next(&collected).kill_pod);
+    }
+
+    #[test]
+    fn ephemeral_containers_are_started_once() {
+        let p = pod(
+            json!({"restartPolicy": "Always", "initContainers": [{"name": "i"}], "containers": [{"name": "c"}],
+            "ephemeralContainers": [{"name": "e"}, {"name": "f"}]}),
+        );
+        assert!(compute(&p, &PodStatus::default(), &well).ephemeral.is_empty(), "not without a sandbox");
+        let mut s = status(vec![container(&p, "i", State::Running, 0)]);
+        assert_eq!(compute(&p, &s, &well).ephemeral, ["e", "f"]);
+        s.containers.push(container(&p, "e", State::Exited, 1));
+        assert_eq!(compute(&p, &s, &well).ephemeral, ["f"]);
+        let over = pod(
+            json!({"restartPolicy": "Never", "containers": [{"name": "c"}], "ephemeralContainers": [{"name": "e"}]}),
+        );
+        let s = status(vec![container(&over, "c", State::Exited, 0)]);
+        assert!(compute(&over, &s, &well).ephemeral.is_empty());
     }
 
     #[test]

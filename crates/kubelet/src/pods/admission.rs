@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, NodeSelectorRequirement, NodeSelectorTerm, Pod};
 
+use super::preemption::{self, Room};
 use crate::pod::PodExt;
 use crate::resources::{self, Amounts};
 
@@ -18,19 +19,67 @@ pub struct Rejection {
     pub message: String,
 }
 
+/// A resource of which the node has not enough left. Amounts are whole units, of CPU thousandths.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Shortage {
+    /// Resource.
+    pub resource: String,
+    /// What the pod asks for.
+    pub requested: i64,
+    /// What the others have.
+    pub used: i64,
+    /// What there is.
+    pub capacity: i64,
+}
+
+impl Shortage {
+    /// How much must become free.
+    pub fn missing(&self) -> i64 {
+        self.requested - (self.capacity - self.used)
+    }
+}
+
+impl From<&Shortage> for Rejection {
+    fn from(s: &Shortage) -> Rejection {
+        let Shortage { resource, requested, used, capacity } = s;
+        Rejection {
+            reason: format!("OutOf{resource}"),
+            message: format!(
+                "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
+            ),
+        }
+    }
+}
+
 fn no(reason: &str, message: impl Into<String>) -> Result<(), Rejection> {
     Err(Rejection { reason: reason.into(), message: message.into() })
 }
 
-/// Asks all that can be asked of a pod and its node. `others` are the pods that run or are to run here.
+/// Asks all that can be asked of a pod and its node. `others` are the pods that run or are to run here. A critical pod
+/// that only finds too little left is given what makes room for it.
 pub fn admit(
     pod: &Pod,
     others: &[Arc<Pod>],
     node: &Node,
     unsafe_sysctls: &[String],
-) -> Result<(), Rejection> {
+) -> Result<Room, Rejection> {
     sysctls(pod, unsafe_sysctls)?;
-    fits(pod, others, node)?;
+    let missing = shortages(pod, others, node);
+    let Some(first) = missing.first() else {
+        return right_node(pod, others, node).map(|()| Room::default());
+    };
+    if !pod.is_critical() {
+        return Err(first.into());
+    }
+    right_node(pod, others, node)?;
+    preemption::make_room(pod, others, &missing).map_err(|e| Rejection {
+        reason: "UnexpectedAdmissionError".into(),
+        message: format!("Unexpected error while attempting to recover from admission failure: {e}"),
+    })
+}
+
+/// What does not depend on how much is left.
+fn right_node(pod: &Pod, others: &[Arc<Pod>], node: &Node) -> Result<(), Rejection> {
     let labels = node.metadata.labels.clone().unwrap_or_default();
     let name = node.metadata.name.as_deref().unwrap_or("");
     if !matches_node(pod, name, &labels) {
@@ -76,25 +125,20 @@ fn sysctls(pod: &Pod, allowed: &[String]) -> Result<(), Rejection> {
     Ok(())
 }
 
-fn insufficient(resource: &str, requested: i64, used: i64, capacity: i64) -> Result<(), Rejection> {
-    no(
-        &format!("OutOf{resource}"),
-        format!(
-            "Node didn't have enough resource: {resource}, requested: {requested}, used: {used}, capacity: {capacity}"
-        ),
-    )
-}
-
 fn is_extended(resource: &str) -> bool {
     resource.contains('/') && !resource.contains("kubernetes.io/") && !resource.starts_with("requests.")
 }
 
-fn fits(pod: &Pod, others: &[Arc<Pod>], node: &Node) -> Result<(), Rejection> {
+fn shortages(pod: &Pod, others: &[Arc<Pod>], node: &Node) -> Vec<Shortage> {
+    let mut missing = Vec::new();
+    let mut short = |resource: &str, requested, used, capacity| {
+        missing.push(Shortage { resource: resource.into(), requested, used, capacity });
+    };
     let allocatable = resources::amounts(node.status.as_ref().and_then(|s| s.allocatable.as_ref()));
     let count = i64::try_from(others.len()).unwrap_or(i64::MAX);
     let most = resources::value(&allocatable, "pods");
     if count + 1 > most {
-        return insufficient("pods", 1, count, most);
+        short("pods", 1, count, most);
     }
     let wanted = resources::pod_requests(pod);
     let used: Vec<Amounts> = others.iter().map(|p| resources::pod_requests(p)).collect();
@@ -112,10 +156,10 @@ fn fits(pod: &Pod, others: &[Arc<Pod>], node: &Node) -> Result<(), Rejection> {
         let (want, have, capacity) =
             (amount(&wanted), used.iter().map(amount).sum::<i64>(), amount(&allocatable));
         if want > 0 && want + have > capacity {
-            return insufficient(&resource, want, have, capacity);
+            short(&resource, want, have, capacity);
         }
     }
-    Ok(())
+    missing
 }
 
 fn requirement_holds(r: &NodeSelectorRequirement, value: Option<&str>) -> bool {
@@ -220,6 +264,10 @@ mod tests {
         assert_eq!(rejected(&asks(json!({"hugepages-2Mi": "4Mi"})), &[]).0, "OutOfhugepages-2Mi");
         let three = [pod(json!({})), pod(json!({})), pod(json!({}))];
         assert_eq!(rejected(&pod(json!({})), &three).0, "OutOfpods");
+        let critical = pod(json!({"priority": 2_000_000_000}));
+        assert_eq!(admit(&critical, &three, &node(), &[]).unwrap().victims.len(), 1);
+        let elsewhere = pod(json!({"priority": 2_000_000_000, "nodeSelector": {"no": "such"}}));
+        assert_eq!(rejected(&elsewhere, &three).0, "NodeAffinity");
         assert!(admit(&asks(json!({"example.test/gpu": "1"})), &[], &node(), &[]).is_ok());
     }
 

@@ -79,8 +79,8 @@ impl Kubelet {
 
     /// A container's spec: the pod's, or what was noted on it.
     async fn container_of(&self, pod: Option<&Pod>, status: &ContainerStatus) -> Option<Container> {
-        if let Some(c) = pod.and_then(|p| p.container(&status.name)) {
-            return Some(c.clone());
+        if let Some(c) = pod.and_then(|p| p.any_container(&status.name)) {
+            return Some(c.into_owned());
         }
         let noted = self.cri.container_status(&status.id).await.ok()?;
         Some(labels::restored_container(&noted))

@@ -11,6 +11,7 @@ mod kill;
 mod lifecycle;
 mod mirror;
 pub mod patch;
+pub mod preemption;
 pub mod registry;
 pub mod sources;
 mod start;

@@ -45,6 +45,19 @@ fn not_started(reason: &str, message: impl Into<String>, again: Option<Duration>
     NotStarted { why: Waiting { reason: reason.into(), message: message.into() }, again }
 }
 
+/// The container whose processes an ephemeral one is to see: its id.
+fn target(s: &Start<'_>, container: &Container) -> Result<Option<String>, String> {
+    let ephemeral = s.pod.ephemeral_containers().iter().find(|c| c.name == container.name);
+    let Some(name) = ephemeral.and_then(|c| c.target_container_name.as_deref()).filter(|n| !n.is_empty())
+    else {
+        return Ok(None);
+    };
+    match s.runtime.container(name) {
+        Some(c) => Ok(Some(c.id.clone())),
+        None => Err(format!("unable to find target container {name}")),
+    }
+}
+
 impl Kubelet {
     /// The configuration of a pod's sandbox, with its events.
     pub(crate) fn sandbox_config(
@@ -142,10 +155,17 @@ impl Kubelet {
             None => self.noted_restarts(s.pod, &container.name),
         };
         let restarts = u32::try_from(restarts).unwrap_or(0);
-        let config = self.prepare(s, container, &image, restarts).await.map_err(|e| {
+        let prepared = match target(s, container) {
+            Ok(target) => self.prepare(s, container, &image, restarts).await.map(|c| (c, target)),
+            Err(e) => Err(e),
+        };
+        let (mut config, target) = prepared.map_err(|e| {
             failed(&e);
             not_started("CreateContainerConfigError", e, None)
         })?;
+        if let Some(id) = target {
+            security::join_processes(&mut config, &id);
+        }
         let log =
             self.config.pod_log_dir(s.pod.namespace(), s.pod.name(), s.pod.uid()).join(&config.log_path);
         let id =

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::{
 };
 
 use super::conditions;
-use crate::pod::{PodExt, time_from_nanos};
+use crate::pod::{PodExt, as_container, time_from_nanos};
 use crate::resources;
 use crate::runtime::status::{ContainerStatus, PodStatus, State, should_restart};
 
@@ -61,7 +61,9 @@ pub fn generate(pod: &Pod, inputs: &Inputs<'_>, evicted: Option<(&str, &str)>) -
         let list = container_statuses(pod, inputs, containers, old.map_or(&[], Vec::as_slice), init);
         Some(list).filter(|l| !l.is_empty())
     };
+    let ephemeral: Vec<Container> = pod.ephemeral_containers().iter().map(as_container).collect();
     let mut status = ApiPodStatus {
+        ephemeral_container_statuses: of(&ephemeral, previous.ephemeral_container_statuses.as_ref(), false),
         qos_class: Some(resources::qos(pod).as_str().to_string()),
         init_container_statuses: of(pod.init_containers(), previous.init_container_statuses.as_ref(), true),
         container_statuses: of(&spec.containers, previous.container_statuses.as_ref(), false),
@@ -114,6 +116,17 @@ fn set_ips(status: &mut ApiPodStatus, ips: &[String]) {
     if let Some(first) = ips.first() {
         status.pod_ip = Some(first.clone());
         status.pod_ips = Some(ips.iter().map(|ip| PodIP { ip: ip.clone() }).collect());
+    }
+}
+
+/// Says of a pod that it must not run: why, and that its containers wait for that.
+pub fn block(status: &mut ApiPodStatus, reason: &str, message: &str) {
+    status.reason = Some(reason.into());
+    status.message = Some(message.into());
+    let containers =
+        status.container_statuses.iter_mut().chain(&mut status.init_container_statuses).flatten();
+    for waiting in containers.filter_map(|c| c.state.as_mut()?.waiting.as_mut()) {
+        waiting.reason = Some("Blocked".into());
     }
 }
 

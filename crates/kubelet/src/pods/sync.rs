@@ -11,6 +11,7 @@ use super::actions;
 use super::start::Start;
 use super::status::{self, Inputs, Reasons};
 use crate::cgroups::Name;
+use crate::containers::apparmor;
 use crate::kubelet::Kubelet;
 use crate::pod::PodExt;
 use crate::resources;
@@ -124,7 +125,12 @@ impl Kubelet {
         let late = pod.pod_status().reason.as_deref() == Some(DEADLINE.0);
         let over = late || !pod.phase_is_terminal() && self.deadline(pod).is_some_and(|d| d.is_zero());
         let before = current.phase;
-        let new = self.make_status(pod, &runtime, &memory.reasons, over.then_some(DEADLINE));
+        let mut new = self.make_status(pod, &runtime, &memory.reasons, over.then_some(DEADLINE));
+        let begun = !matches!(pod.pod_status().phase.as_deref(), None | Some("" | "Pending"));
+        let blocked = apparmor::refusal(pod, apparmor::Host::read).filter(|_| !begun && !over);
+        if let Some(why) = &blocked {
+            status::block(&mut new, apparmor::REASON, why);
+        }
         if over && before.as_deref() != Some("Failed") {
             self.recorder.normal(&pod.reference(), DEADLINE.0, DEADLINE.1);
         }
@@ -137,6 +143,15 @@ impl Kubelet {
 
         if over || phase == "Failed" || phase == "Succeeded" {
             return self.end_pod(pod, &runtime, memory).await;
+        }
+        if let Some(why) = blocked {
+            tracing::warn!(pod = pod.described(), "pod cannot be run: {why}");
+            if runtime.anything_runs()
+                && let Err(e) = self.kill_pod(Some(pod), &runtime, Default::default()).await
+            {
+                self.recorder.warning(&pod.reference(), "FailedKillPod", format!("error killing pod: {e}"));
+            }
+            return Outcome::Failed(None);
         }
         if let (Some(why), false) = (self.network_error(), pod.host_network()) {
             self.recorder.warning(
@@ -331,7 +346,7 @@ impl Kubelet {
                 acted = true;
             }
         }
-        if !a.create_sandbox && a.next_init.is_none() && a.start.is_empty() {
+        if !a.create_sandbox && a.next_init.is_none() && a.start.is_empty() && a.ephemeral.is_empty() {
             return if acted { Outcome::Acted } else { Outcome::Done };
         }
 
@@ -368,12 +383,12 @@ impl Kubelet {
             interrupt,
         };
         let (mut failed, mut again) = (false, None::<Duration>);
-        for name in a.next_init.iter().chain(&a.start) {
+        for name in a.ephemeral.iter().chain(&a.next_init).chain(&a.start) {
             if interrupt.is_cancelled() {
                 return Outcome::Acted;
             }
-            let Some(container) = pod.container(name) else { continue };
-            match self.start_container(&start, container).await {
+            let Some(container) = pod.any_container(name) else { continue };
+            match self.start_container(&start, &container).await {
                 Ok(()) => {
                     memory.reasons.remove(name);
                     acted = true;

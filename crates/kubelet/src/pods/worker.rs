@@ -42,14 +42,20 @@ pub(crate) struct Control {
     state: Mutex<State>,
     wake: Notify,
     interrupt: CancellationToken,
+    /// The pod holds nothing any more.
+    gone: CancellationToken,
+    /// The pods in whose place it comes.
+    after: Vec<Arc<Control>>,
 }
 
 impl Control {
-    pub(crate) fn new(pod: Arc<Pod>) -> Control {
+    pub(crate) fn new(pod: Arc<Pod>, after: Vec<Arc<Control>>) -> Control {
         let c = Control {
             state: Mutex::new(State { pod, removed: false, eviction: None }),
             wake: Notify::new(),
             interrupt: CancellationToken::new(),
+            gone: CancellationToken::new(),
+            after,
         };
         if c.ending() {
             c.interrupt.cancel();
@@ -132,12 +138,33 @@ fn concerns(old: &Pod, new: &Pod) -> bool {
         || (gates && old.pod_status().conditions != new.pod_status().conditions)
 }
 
+/// How long a pod waits for one in whose place it comes, by the time that one's containers have.
+fn patience(victim: &Pod) -> Duration {
+    let grace = victim.pod_spec().termination_grace_period_seconds.unwrap_or(30);
+    Duration::from_secs(u64::try_from(grace + grace / 2).unwrap_or(0).max(10))
+}
+
+/// Waits until the pods in whose place this one comes hold nothing any more.
+async fn wait_for_room(control: &Control) {
+    for victim in &control.after {
+        let pod = victim.pod();
+        tokio::select! {
+            _ = victim.gone.cancelled() => {}
+            _ = control.interrupt.cancelled() => return,
+            _ = tokio::time::sleep(patience(&pod)) => {
+                tracing::warn!(pod = pod.described(), "preempted, and not ended in time");
+            }
+        }
+    }
+}
+
 impl Kubelet {
     /// The task of a pod.
     pub(crate) async fn work(self: Arc<Self>, control: Arc<Control>) {
         let mut memory = Memory::default();
         let uid = control.pod().uid().to_string();
         self.wait_for_turn(&control).await;
+        wait_for_room(&control).await;
         let mut row = 0;
         let mut evicted = false;
         while !control.ending() {
@@ -145,6 +172,9 @@ impl Kubelet {
             if let Some(e) = control.eviction() {
                 if !evicted {
                     evicted = self.evict_now(&pod, &e).await;
+                }
+                if evicted {
+                    control.gone.cancel();
                 }
                 let wait = if evicted { Duration::from_secs(3600) } else { Duration::from_secs(1) };
                 let _ = tokio::time::timeout(wait, control.wake.notified()).await;
@@ -180,6 +210,7 @@ impl Kubelet {
             tokio::time::sleep(error_wait(errors)).await;
             errors += 1;
         }
+        control.gone.cancel();
         // The API server's word that the pod is gone ends the task: until then its name is taken.
         while !control.removed() {
             if tokio::time::timeout(Duration::from_secs(30), control.wake.notified()).await.is_err() {

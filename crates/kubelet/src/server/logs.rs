@@ -27,8 +27,7 @@ pub async fn container_logs(kubelet: &Arc<Kubelet>, query: &str, target: &Target
     let Some(pod) = kubelet.registry.find(&target.namespace, &target.pod) else {
         return answer::text(404, format!("pod {:?} does not exist\n", target.pod));
     };
-    let ephemeral = pod.pod_spec().ephemeral_containers.iter().flatten().any(|c| c.name == target.container);
-    if pod.container(&target.container).is_none() && !ephemeral {
+    if pod.any_container(&target.container).is_none() {
         return answer::text(
             404,
             format!("container {:?} not found in pod {:?}\n", target.container, target.pod),

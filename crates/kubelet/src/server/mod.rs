@@ -40,7 +40,7 @@ use route::{Found, Route};
 /// Handshakes and heads of requests that take longer are given up.
 const PATIENCE: Duration = Duration::from_secs(30);
 /// How long a kubelet that went before (one with an older certificate, or the original) may still hold a port.
-const HAND_OVER: Duration = Duration::from_secs(5);
+const HAND_OVER: Duration = Duration::from_secs(60);
 
 /// What the server shows.
 pub struct Shown {
@@ -195,9 +195,16 @@ fn healthz(kubelet: &Kubelet, check: &str, query: &str) -> Answer {
 async fn listen(address: IpAddr, port: u16) -> Result<TcpListener, String> {
     let to = SocketAddr::new(address, port);
     let end = Instant::now() + HAND_OVER;
+    let mut said = false;
     loop {
         match TcpListener::bind(to).await {
             Err(e) if e.kind() == std::io::ErrorKind::AddrInUse && Instant::now() < end => {
+                if !std::mem::replace(&mut said, true) {
+                    tracing::warn!(
+                        "{to} is held by another process; waiting up to {}s for it",
+                        HAND_OVER.as_secs()
+                    );
+                }
                 tokio::time::sleep(Duration::from_millis(100)).await;
             }
             done => return done.map_err(|e| format!("failed to listen on {to}: {e}")),

@@ -153,7 +153,7 @@ pub async fn attach(kubelet: &Kubelet, request: Request<Incoming>, target: &Targ
         Ok(None) => return answer::text(500, missing()),
         Err(e) => return runtime_error(&e),
     };
-    let Some(container) = pod.container(&target.container) else { return answer::text(500, missing()) };
+    let Some(container) = pod.any_container(&target.container) else { return answer::text(500, missing()) };
     let tty = container.tty.unwrap_or(false);
     let attach = cri::AttachRequest {
         container_id: id,

@@ -69,15 +69,16 @@ pub fn remove(dir: &Path) -> io::Result<()> {
     }
 }
 
-/// Gives a volume's files to a group: readable by it, writable too unless `read_only`, and new files inherit it.
+/// Gives a volume's files to a group: readable by it, writable too unless `read_only`, and new files inherit it. Links
+/// stay whose they are: what counts is what they lead to.
 pub fn give_to_group(dir: &Path, group: u32, read_only: bool) -> io::Result<()> {
     let mut rest = vec![dir.to_path_buf()];
     while let Some(path) = rest.pop() {
         let meta = fs::symlink_metadata(&path)?;
-        std::os::unix::fs::lchown(&path, None, Some(group))?;
         if meta.is_symlink() {
             continue;
         }
+        std::os::unix::fs::lchown(&path, None, Some(group))?;
         let mut mask = if read_only { 0o440 } else { 0o660 };
         if meta.is_dir() {
             mask |= 0o2110;
@@ -254,7 +255,11 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("f"), "").unwrap();
         fs::set_permissions(dir.path().join("f"), fs::Permissions::from_mode(0o600)).unwrap();
-        give_to_group(dir.path(), 0, false).unwrap();
+        let group = 4321;
+        std::os::unix::fs::symlink("f", dir.path().join("link")).unwrap();
+        give_to_group(dir.path(), group, false).unwrap();
+        assert_eq!(fs::metadata(dir.path().join("f")).unwrap().gid(), group);
+        assert_ne!(fs::symlink_metadata(dir.path().join("link")).unwrap().gid(), group);
         assert_eq!(fs::metadata(dir.path().join("f")).unwrap().mode() & 0o7777, 0o660);
         assert_eq!(fs::metadata(dir.path()).unwrap().mode() & 0o2070, 0o2070);
     }

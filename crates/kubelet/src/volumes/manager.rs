@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -19,10 +19,12 @@ use kube::{Api, Client};
 use parking_lot::Mutex;
 use pilothouse_apimachinery::go::quote;
 use pilothouse_apimachinery::quantity::Quantity;
+use pilothouse_apimachinery::version::Release;
 
 use super::atomic::{self, Payload};
 use super::token::Tokens;
 use super::{Failure, MountError, MountedVolume, PodMounts, VolumeManager, content, host};
+use crate::node::KubeletRelease;
 use crate::objects::Objects;
 use crate::pod::PodExt;
 use crate::resources::Amounts;
@@ -39,6 +41,7 @@ pub struct Volumes {
     tokens: Tokens,
     /// What the downward API shows where a container has no limit.
     allocatable: Mutex<Amounts>,
+    release: KubeletRelease,
 }
 
 /// A volume's source, with what became of a claim.
@@ -57,13 +60,14 @@ impl Ready {
 
 impl Volumes {
     /// Below the kubelet's `--root-dir`, with the kubelet's own credentials.
-    pub fn new(root: &Path, client: Client, objects: Arc<dyn Objects>) -> Volumes {
+    pub fn new(root: &Path, client: Client, objects: Arc<dyn Objects>, release: KubeletRelease) -> Volumes {
         Volumes {
             root: root.to_path_buf(),
             client,
             objects,
             tokens: Tokens::default(),
             allocatable: Mutex::new(Amounts::default()),
+            release,
         }
     }
 
@@ -140,22 +144,19 @@ impl Volumes {
 
     fn empty_dir(&self, pod: &Pod, name: &str, source: &EmptyDirVolumeSource) -> Result<Ready, String> {
         let dir = self.volume_dir(pod, "empty-dir", name);
-        let fresh = !dir.exists();
-        make_dir(&dir)?;
+        open_dir(&dir)?;
         match source.medium.as_deref().unwrap_or_default() {
             "" => {}
             "Memory" => {
                 let limit = source.size_limit.as_ref().and_then(|q| q.0.parse::<Quantity>().ok());
-                let size = limit.map_or(0, |q| u64::try_from(q.value()).unwrap_or(0));
+                let sized = self.release.get() > Release::V1_20;
+                let size = limit.filter(|_| sized).map_or(0, |q| u64::try_from(q.value()).unwrap_or(0));
                 host::mount_memory(&dir, size).map_err(|e| e.to_string())?;
             }
             other => return Err(format!("unknown storage medium {}", quote(other))),
         }
-        if fresh {
-            fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(|e| e.to_string())?;
-            if let Some(group) = fs_group(pod) {
-                host::give_to_group(&dir, group, false).map_err(|e| e.to_string())?;
-            }
+        if let Some(group) = fs_group(pod).filter(|g| !of_group(&dir, *g)) {
+            host::give_to_group(&dir, group, false).map_err(|e| e.to_string())?;
         }
         Ok(Ready::at(dir))
     }
@@ -170,15 +171,14 @@ impl Volumes {
         memory: bool,
     ) -> Result<Ready, String> {
         let dir = self.volume_dir(pod, plugin, name);
-        make_dir(&dir)?;
+        open_dir(&dir)?;
         let text = |e: std::io::Error| e.to_string();
         if memory {
+            // The mount has a mode of its own: 1777.
             host::mount_memory(&dir, 0).map_err(text)?;
         }
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o777)).map_err(text)?;
-        if atomic::write(&dir, payload).map_err(text)?
-            && let Some(group) = fs_group(pod)
-        {
+        let written = atomic::write(&dir, payload).map_err(text)?;
+        if let Some(group) = fs_group(pod).filter(|g| written || !of_group(&dir, *g)) {
             host::give_to_group(&dir, group, true).map_err(text)?;
         }
         Ok(Ready { read_only: true, ..Ready::at(dir) })
@@ -316,6 +316,22 @@ fn make_dir(dir: &Path) -> Result<(), String> {
     fs::create_dir_all(dir).map_err(|e| format!("{}: {e}", dir.display()))
 }
 
+/// A folder that everybody may write to, whatever the umask says. One that is there keeps what it has beyond that: it
+/// may be a mount with a sticky bit, or a group's.
+fn open_dir(dir: &Path) -> Result<(), String> {
+    make_dir(dir)?;
+    let text = |e: std::io::Error| format!("{}: {e}", dir.display());
+    let mode = fs::metadata(dir).map_err(text)?.mode() & 0o7777;
+    match mode & 0o777 {
+        0o777 => Ok(()),
+        _ => fs::set_permissions(dir, fs::Permissions::from_mode(mode | 0o777)).map_err(text),
+    }
+}
+
+fn of_group(dir: &Path, group: u32) -> bool {
+    fs::metadata(dir).is_ok_and(|m| m.gid() == group)
+}
+
 fn fs_group(pod: &Pod) -> Option<u32> {
     let group = pod.pod_spec().security_context.as_ref()?.fs_group?;
     u32::try_from(group).ok()
@@ -429,7 +445,7 @@ mod tests {
 
     fn manager(root: &Path, objects: FixedObjects) -> Volumes {
         let client = Client::try_from(kube::Config::new("http://127.0.0.1:1".parse().unwrap())).unwrap();
-        Volumes::new(root, client, Arc::new(objects))
+        Volumes::new(root, client, Arc::new(objects), KubeletRelease::default())
     }
 
     fn pod(volumes: serde_json::Value) -> Arc<Pod> {

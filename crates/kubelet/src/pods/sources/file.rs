@@ -93,7 +93,8 @@ pub fn parse(text: &str, file: &Path, node: &str) -> Result<Vec<Pod>, String> {
         .into_iter()
         .map(|v| {
             let source = v.to_string();
-            let pod: Pod = serde_json::from_value(v).map_err(|e| format!("invalid pod: {e}"))?;
+            // By way of the text: a pod is read from text elsewhere too, and each further way costs seconds of compiling.
+            let pod: Pod = serde_json::from_str(&source).map_err(|e| format!("invalid pod: {e}"))?;
             complete(pod, &source, file, node)
         })
         .collect()
