@@ -1,6 +1,5 @@
 //! Recording events on objects, as client-go's recorder does it: an event like an earlier one (same object, reason,
-//! message, source) raises that one's count; many that differ only in their message are combined into one; and of one object
-//! only so many are written.
+//! message, source) raises that one's count; many that differ only in their message are combined into one.
 
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -20,9 +19,6 @@ use tokio::time::Instant;
 const AGGREGATE_AFTER: usize = 10;
 const AGGREGATE_WINDOW: Duration = Duration::from_secs(600);
 const CACHE: usize = 4096;
-/// So many events of one source about one object may come in a row; from then on one in each [`SPAM_REFILL`].
-const SPAM_BURST: f64 = 25.0;
-const SPAM_REFILL: Duration = Duration::from_secs(300);
 /// So many events are written side by side.
 const WRITERS: u64 = 8;
 
@@ -122,8 +118,6 @@ impl EventRecorder {
 struct Correlator {
     written: HashMap<String, Event>,
     similar: HashMap<String, (Instant, Vec<String>)>,
-    /// What is left to each source and object, and as of when.
-    allowed: HashMap<String, (Instant, f64)>,
 }
 
 impl Correlator {
@@ -137,35 +131,6 @@ impl Correlator {
             }
         });
         send
-    }
-
-    /// Whether an event is one too many: its source says too much of its object.
-    fn is_spam(&mut self, event: &Event) -> bool {
-        if self.allowed.len() > CACHE {
-            self.allowed.clear();
-        }
-        let o = &event.involved_object;
-        let source = event.source.as_ref();
-        let key = [
-            source.and_then(|s| s.component.as_deref()),
-            source.and_then(|s| s.host.as_deref()),
-            o.kind.as_deref(),
-            o.namespace.as_deref(),
-            o.name.as_deref(),
-            o.uid.as_deref(),
-            o.api_version.as_deref(),
-        ]
-        .map(Option::unwrap_or_default)
-        .join("\n");
-        let now = Instant::now();
-        let (since, left) = self.allowed.entry(key).or_insert((now, SPAM_BURST));
-        let earned = now.duration_since(*since).as_secs_f64() / SPAM_REFILL.as_secs_f64();
-        (*since, *left) = (now, (*left + earned).min(SPAM_BURST));
-        if *left < 1.0 {
-            return true;
-        }
-        *left -= 1.0;
-        false
     }
 
     /// Combines `event` with earlier ones; the key of [`Correlator::written`] under which it counts.
@@ -211,10 +176,6 @@ impl Correlator {
 
     async fn write(&mut self, client: &Client, mut event: Event) {
         let key = self.correlate(&mut event);
-        if self.is_spam(&event) {
-            tracing::debug!("event dropped: too many about {:?}", event.involved_object.name);
-            return;
-        }
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         for attempt in 0..3u64 {
@@ -260,20 +221,6 @@ mod tests {
 
     fn event(message: &str) -> Event {
         Event { message: Some(message.into()), reason: Some("R".into()), ..Default::default() }
-    }
-
-    #[tokio::test(start_paused = true)]
-    async fn one_object_gets_so_many_events_and_no_more() {
-        let mut c = Correlator::default();
-        let about = |name: &str| {
-            let mut e = event("x");
-            e.involved_object.name = Some(name.into());
-            e
-        };
-        assert_eq!((0..30).filter(|_| !c.is_spam(&about("a"))).count(), 25);
-        assert!(!c.is_spam(&about("b")));
-        tokio::time::advance(Duration::from_secs(601)).await;
-        assert_eq!((0..5).filter(|_| !c.is_spam(&about("a"))).count(), 2);
     }
 
     #[tokio::test(start_paused = true)]
