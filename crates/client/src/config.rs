@@ -2,8 +2,11 @@
 
 use std::path::Path;
 
+use kube::client::ClientBuilder;
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+
+use crate::limit::{Limit, LimitLayer};
 
 /// Why no client could be made. The text names the file.
 #[derive(Debug, thiserror::Error)]
@@ -39,12 +42,25 @@ pub async fn load(path: &Path) -> Result<Config, Error> {
 
 /// A client for a kubeconfig's current context; `user_agent` is what the server's audit log and managed fields show.
 pub async fn connect(path: &Path, user_agent: &str) -> Result<Client, Error> {
+    connect_limited(path, user_agent, None).await
+}
+
+/// The same, held to a limit where there is one.
+pub async fn connect_limited(path: &Path, user_agent: &str, limit: Option<Limit>) -> Result<Client, Error> {
     let mut config = load(path).await?;
     if let Ok(v) = user_agent.parse() {
         config.headers.push((http_user_agent(), v));
     }
-    Client::try_from(config)
+    client(config, limit)
         .map_err(|source| Error::Client { path: path.display().to_string(), source: Box::new(source) })
+}
+
+/// A client for a configuration, held to a limit where there is one.
+pub fn client(config: Config, limit: Option<Limit>) -> Result<Client, kube::Error> {
+    match limit {
+        None => Client::try_from(config),
+        Some(limit) => Ok(ClientBuilder::try_from(config)?.with_layer(&LimitLayer::new(limit)).build()),
+    }
 }
 
 fn http_user_agent() -> http::HeaderName {

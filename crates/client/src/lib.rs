@@ -7,6 +7,7 @@ pub mod config;
 pub mod events;
 pub mod informer;
 pub mod leader;
+pub mod limit;
 pub mod queue;
 mod raw;
 pub mod served;

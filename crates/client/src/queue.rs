@@ -11,12 +11,15 @@ use parking_lot::Mutex;
 use pilothouse_component_base::signals::Stop;
 use tokio::sync::Notify;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
 
 struct State<T> {
     ready: VecDeque<T>,
     dirty: HashSet<T>,
     working: HashSet<T>,
     failures: HashMap<T, u32>,
+    /// When keys that were put in with a delay come in.
+    waiting: HashMap<T, Instant>,
 }
 
 struct Shared<T> {
@@ -54,6 +57,7 @@ impl<T: Clone + Eq + Hash + Send + Sync + 'static> Queue<T> {
             dirty: HashSet::new(),
             working: HashSet::new(),
             failures: HashMap::new(),
+            waiting: HashMap::new(),
         };
         Queue(Arc::new(Shared { state: Mutex::new(state), wake: Notify::new(), base, max }))
     }
@@ -68,14 +72,29 @@ impl<T: Clone + Eq + Hash + Send + Sync + 'static> Queue<T> {
         }
     }
 
-    /// Puts a key in after a delay. Needs a tokio runtime.
+    /// Puts a key in after a delay; of several that are under way the soonest counts. Needs a tokio runtime.
     pub fn add_after(&self, key: T, delay: Duration) {
         if delay.is_zero() {
             return self.add(key);
         }
+        let at = Instant::now() + delay;
+        {
+            let mut s = self.0.state.lock();
+            if s.waiting.get(&key).is_some_and(|soonest| *soonest <= at) {
+                return;
+            }
+            s.waiting.insert(key.clone(), at);
+        }
         let me = self.clone();
         tokio::spawn(async move {
-            tokio::time::sleep(delay).await;
+            tokio::time::sleep_until(at).await;
+            {
+                let mut s = me.0.state.lock();
+                if s.waiting.get(&key) != Some(&at) {
+                    return;
+                }
+                s.waiting.remove(&key);
+            }
             me.add(key);
         });
     }
@@ -198,6 +217,20 @@ mod tests {
         q.done(&"a");
         assert_eq!(q.next().await, "a");
         q.done(&"a");
+        assert!(q.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn of_several_delays_the_shortest_counts_once() {
+        let q: Queue<u8> = Queue::new();
+        let start = Instant::now();
+        for s in [20, 10, 15] {
+            q.add_after(1, Duration::from_secs(s));
+        }
+        q.next().await;
+        q.done(&1);
+        assert_eq!(start.elapsed().as_secs(), 10);
+        tokio::time::sleep(Duration::from_secs(60)).await;
         assert!(q.is_empty());
     }
 

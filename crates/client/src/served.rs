@@ -35,6 +35,14 @@ pub const POD_DISRUPTION_BUDGET: Candidates = Candidates {
     plural: "poddisruptionbudgets",
 };
 
+/// `HorizontalPodAutoscaler`, in a version that has metrics of all kinds.
+pub const HORIZONTAL_POD_AUTOSCALER: Candidates = Candidates {
+    group: "autoscaling",
+    versions: &["v2", "v2beta2"],
+    kind: "HorizontalPodAutoscaler",
+    plural: "horizontalpodautoscalers",
+};
+
 /// The best version of a kind that the server has; `None` where it has none of them.
 pub async fn find(client: &Client, candidates: Candidates) -> Result<Option<ApiResource>, kube::Error> {
     for version in candidates.versions {

@@ -11,6 +11,8 @@ use kube::{Client, Config};
 use parking_lot::RwLock;
 use tower::{Layer, Service};
 
+use crate::limit::{Limit, LimitLayer};
+
 /// The token as it is now. Cheap to clone; all clones are the same. Its text is never shown.
 #[derive(Clone)]
 pub struct Bearer(Arc<RwLock<HeaderValue>>);
@@ -32,10 +34,15 @@ impl Bearer {
 }
 
 /// A client for the same server that shows `bearer` in place of the configuration's own credentials.
-pub fn client(config: &Config, bearer: Bearer) -> Result<Client, kube::Error> {
+/// `limit`: how many requests it may make.
+pub fn client(config: &Config, bearer: Bearer, limit: Option<Limit>) -> Result<Client, kube::Error> {
     let mut config = config.clone();
     config.auth_info = AuthInfo::default();
-    Ok(ClientBuilder::try_from(config)?.with_layer(&ShowLayer(bearer)).build())
+    let builder = ClientBuilder::try_from(config)?.with_layer(&ShowLayer(bearer));
+    Ok(match limit {
+        None => builder.build(),
+        Some(limit) => builder.with_layer(&LimitLayer::new(limit)).build(),
+    })
 }
 
 #[derive(Clone)]

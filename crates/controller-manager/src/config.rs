@@ -5,11 +5,14 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use pilothouse_client::limit::Limit;
 use pilothouse_component_base::flags::Flags;
 
 /// What the controller manager was asked to do.
 #[derive(Debug, Clone)]
 pub struct Config {
+    /// How many requests each controller may make; any number where no flag says.
+    pub limit: Option<Limit>,
     /// Credentials for the API server.
     pub kubeconfig: PathBuf,
     /// `--controllers`: `*`, names, `-names`.
@@ -88,6 +91,14 @@ pub struct Config {
     pub resource_quota_sync_period: Duration,
     /// How often horizontal pod autoscalers are looked at.
     pub hpa_sync_period: Duration,
+    /// By how much a metric may differ from its target without a change.
+    pub hpa_tolerance: f64,
+    /// How long high recommendations hold back scaling down.
+    pub hpa_downscale_stabilization: Duration,
+    /// How long after a pod's start its CPU samples may be skipped.
+    pub hpa_cpu_initialization_period: Duration,
+    /// How soon after its start a pod that gets unready counts as never ready.
+    pub hpa_initial_readiness_delay: Duration,
     /// Syncs side by side, by controller.
     pub concurrent: std::collections::BTreeMap<&'static str, usize>,
     /// Where the local-path provisioner keeps volumes; `None` runs none.
@@ -145,6 +156,7 @@ impl Config {
             ("ttl-after-finished", "concurrent-ttl-after-finished-syncs"),
         ];
         let config = Config {
+            limit: Limit::from_flags(flags),
             kubeconfig,
             controllers: flags.strings("controllers"),
             feature_gates: flags.map("feature-gates"),
@@ -184,6 +196,11 @@ impl Config {
             pv_resync_period: flags.duration("pvclaimbinder-sync-period"),
             resource_quota_sync_period: flags.duration("resource-quota-sync-period"),
             hpa_sync_period: flags.duration("horizontal-pod-autoscaler-sync-period"),
+            hpa_tolerance: flags.float("horizontal-pod-autoscaler-tolerance"),
+            hpa_downscale_stabilization: flags.duration("horizontal-pod-autoscaler-downscale-stabilization"),
+            hpa_cpu_initialization_period: flags
+                .duration("horizontal-pod-autoscaler-cpu-initialization-period"),
+            hpa_initial_readiness_delay: flags.duration("horizontal-pod-autoscaler-initial-readiness-delay"),
             concurrent: concurrent.into_iter().map(|(c, f)| (c, workers(f))).collect(),
             local_path_dir: path("local-path-dir"),
         };
@@ -241,6 +258,15 @@ mod tests {
         assert!(c.enabled("bootstrapsigner", false));
         assert!(!c.enabled("tokencleaner", false));
         assert!(config(&["--controllers=nope"]).unwrap_err().contains("nope"));
+    }
+
+    #[test]
+    fn requests_are_limited_where_asked() {
+        assert_eq!(config(&[]).unwrap().limit, None);
+        let limit = config(&["--kube-api-qps=200", "--kube-api-burst=300"]).unwrap().limit;
+        assert_eq!(limit, Some(Limit { qps: 200.0, burst: 300 }));
+        assert_eq!(config(&["--kube-api-qps=5"]).unwrap().limit, Some(Limit { qps: 5.0, burst: 30 }));
+        assert_eq!(config(&["--kube-api-qps=-1"]).unwrap().limit, None);
     }
 
     #[test]

@@ -55,7 +55,12 @@ impl Context {
         let minor = client.apiserver_version().await?.minor;
         let server_minor = minor.trim_end_matches('+').parse().unwrap_or(0);
         let mut found = HashMap::new();
-        for c in [served::CRON_JOB, served::ENDPOINT_SLICE, served::POD_DISRUPTION_BUDGET] {
+        for c in [
+            served::CRON_JOB,
+            served::ENDPOINT_SLICE,
+            served::HORIZONTAL_POD_AUTOSCALER,
+            served::POD_DISRUPTION_BUDGET,
+        ] {
             found.insert(c.kind, served::find(&client, c).await?);
         }
         let impersonal = match config.use_service_account_credentials {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 
 use crate::context::Context;
 use crate::credentials;
-use crate::{accounts, batch, certificates, endpoints, gc, node, policy, volume, workloads};
+use crate::{accounts, autoscaling, batch, certificates, endpoints, gc, node, policy, volume, workloads};
 
 type Starting = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -49,10 +49,13 @@ pub const ALL: &[Controller] = &[
     controller!("ttl-after-finished", batch::ttl::start),
     controller!("disruption", policy::disruption::start),
     controller!("resourcequota", policy::resource_quota::start),
+    controller!("horizontalpodautoscaling", autoscaling::horizontal::start),
     controller!("endpoint", endpoints::endpoints::start),
     controller!("endpointslice", endpoints::slices::start),
     controller!("endpointslicemirroring", endpoints::mirroring::start),
     controller!("persistentvolume-binder", volume::binder::start),
+    controller!("persistentvolume-expander", volume::expand::start),
+    controller!("attachdetach", volume::attach::start),
     controller!("local-path", volume::local_path::start),
     controller!("pvc-protection", volume::protection::start_claims),
     controller!("pv-protection", volume::protection::start_volumes),
@@ -65,7 +68,7 @@ pub const ALL: &[Controller] = &[
 
 /// Names that v1.20 knows and that have nothing to do here: cloud providers' controllers and the like. They are
 /// accepted in `--controllers`.
-pub const NOT_HERE: &[&str] = &["service", "route", "cloud-node-lifecycle"];
+pub const NOT_HERE: &[&str] = &["service", "route", "cloud-node-lifecycle", "ephemeral-volume"];
 
 /// Starts all that are enabled.
 pub async fn start(context: &Context) -> anyhow::Result<()> {
@@ -75,8 +78,8 @@ pub async fn start(context: &Context) -> anyhow::Result<()> {
             if let (Some(config), Some(account)) =
                 (&context.impersonal, credentials::account(controller.name))
             {
-                own.client =
-                    credentials::client(config, &context.client, account, context.stop.clone()).await?;
+                let (limit, stop) = (context.config.limit, context.stop.clone());
+                own.client = credentials::client(config, &context.client, account, limit, stop).await?;
             }
             (controller.start)(own).await?;
             tracing::info!("started {:?}", controller.name);

@@ -8,6 +8,7 @@ use k8s_openapi::api::authentication::v1::{TokenRequest, TokenRequestSpec};
 use k8s_openapi::api::core::v1::ServiceAccount;
 use kube::api::{ObjectMeta, PostParams};
 use kube::{Api, Client, Config};
+use pilothouse_client::limit::Limit;
 use pilothouse_client::token::{self, Bearer};
 use pilothouse_component_base::signals::Stop;
 
@@ -61,6 +62,7 @@ pub async fn client(
     config: &Config,
     own: &Client,
     account: &'static str,
+    limit: Option<Limit>,
     stop: Stop,
 ) -> Result<Client, kube::Error> {
     let bearer = Bearer::default();
@@ -79,7 +81,7 @@ pub async fn client(
             };
         }
     });
-    token::client(config, bearer)
+    token::client(config, bearer, limit)
 }
 
 /// Asks for a token; returns when to ask again.

@@ -5,6 +5,7 @@
 //! through the API. It knows nothing of the other controllers.
 
 pub mod accounts;
+pub mod autoscaling;
 pub mod batch;
 pub mod certificates;
 pub mod config;
@@ -48,19 +49,21 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         let tls = serving_certificate(&config)?;
         serve::serve(addr, Some(tls), health, stop.clone()).await?;
     }
-    let client = pilothouse_client::config::connect(&config.kubeconfig, "kube-controller-manager").await?;
+    let client = pilothouse_client::config::connect(&config.kubeconfig, NAME).await?;
     let election = Election {
         namespace: config.leader_elect_namespace.clone(),
         name: config.leader_elect_name.clone(),
         lease_duration: config.lease_duration,
         renew_deadline: config.renew_deadline,
         retry_period: config.retry_period,
-        ..Election::new("kube-controller-manager", identity())
+        ..Election::new(NAME, identity())
     };
     if config.leader_elect && !election.acquire(&client, &stop).await {
         return Ok(());
     }
-    let context = Context::new(client.clone(), config.clone(), stop.clone()).await?;
+    // The lease is renewed whatever the controllers' limit.
+    let limited = pilothouse_client::config::connect_limited(&config.kubeconfig, NAME, config.limit).await?;
+    let context = Context::new(limited, config.clone(), stop.clone()).await?;
     controllers::start(&context).await?;
     if config.leader_elect {
         election.hold(&client, &stop).await?;
@@ -69,6 +72,8 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+const NAME: &str = "kube-controller-manager";
 
 fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -80,7 +85,7 @@ fn serving_certificate(config: &Config) -> anyhow::Result<Arc<rustls::ServerConf
         (Some(c), Some(k)) => (pilothouse_pki::files::read(c)?, pilothouse_pki::files::read(k)?),
         _ => {
             let hosts = ["localhost".to_string(), "127.0.0.1".to_string()];
-            let issued = pilothouse_pki::authority::self_signed("kube-controller-manager", &hosts)?;
+            let issued = pilothouse_pki::authority::self_signed(NAME, &hosts)?;
             (issued.certificate, issued.key)
         }
     };

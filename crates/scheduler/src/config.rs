@@ -4,10 +4,12 @@ use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use pilothouse_client::limit::Limit;
 use pilothouse_component_base::flags::{Flags, parse_duration};
 use serde::Deserialize;
 use serde_json::Value;
 
+use crate::extender::ExtenderConfig;
 use crate::plugins::node_resources_fit::NodeResourcesFit;
 use crate::plugins::pod_topology_spread::PodTopologySpread;
 use crate::profile::{Arguments, FILTERS, SCORES};
@@ -62,6 +64,8 @@ pub struct LeaderElection {
 pub struct Config {
     /// Credentials for the API server; none where only its address is known.
     pub kubeconfig: Option<PathBuf>,
+    /// How many requests may be made; any number where nothing says.
+    pub limit: Option<Limit>,
     /// Address of the API server; wins over that of the kubeconfig.
     pub master: Option<String>,
     /// Address of the plain port for health and metrics; none for no such port.
@@ -76,6 +80,10 @@ pub struct Config {
     pub leader_election: LeaderElection,
     /// The profiles; at least one.
     pub profiles: Vec<ProfileConfig>,
+    /// Programs outside that have a say.
+    pub extenders: Vec<ExtenderConfig>,
+    /// A ConfigMap (namespace, name) with a policy, to be read at the start.
+    pub policy_configmap: Option<(String, String)>,
     /// How many of the nodes are looked at, in percent; 0 for what suits the size of the cluster.
     pub percentage_of_nodes_to_score: usize,
     /// How long a pod waits after its first failure.
@@ -104,6 +112,7 @@ impl Config {
         let opt = |name: &str| Some(text(name)).filter(|s| !s.is_empty());
         let mut config = Config {
             kubeconfig: opt("kubeconfig").map(PathBuf::from),
+            limit: Limit::from_flags(flags),
             master: opt("master"),
             insecure: address(ip("address")?, port("port")?),
             secure: address(ip("bind-address")?, port("secure-port")?),
@@ -118,6 +127,8 @@ impl Config {
                 retry_period: flags.duration("leader-elect-retry-period"),
             },
             profiles: vec![ProfileConfig::new(&text("scheduler-name"))],
+            extenders: Vec::new(),
+            policy_configmap: None,
             percentage_of_nodes_to_score: 0,
             initial_backoff: Duration::from_secs(1),
             max_backoff: Duration::from_secs(10),
@@ -146,6 +157,21 @@ impl Config {
             let yaml = std::fs::read_to_string(path).map_err(|e| format!("--config: {file}: {e}"))?;
             config.apply(&yaml).map_err(|e| format!("--config: {file}: {e}"))?;
         }
+        // As in the original, a policy counts only where there is no configuration file, and a file before a ConfigMap.
+        let (file, map) = (opt("policy-config-file"), opt("policy-configmap"));
+        let namespace = text("policy-configmap-namespace");
+        let legacy = flags.bool("use-legacy-policy-config");
+        if opt("config").is_none() {
+            match (file, map) {
+                (Some(file), map) if legacy || map.is_none() => {
+                    let yaml = std::fs::read_to_string(&file)
+                        .map_err(|e| format!("--policy-config-file: {file}: {e}"))?;
+                    config.apply_policy(&yaml).map_err(|e| format!("--policy-config-file: {file}: {e}"))?;
+                }
+                (_, Some(map)) => config.policy_configmap = Some((namespace, map)),
+                _ => {}
+            }
+        }
         if config.kubeconfig.is_none() && config.master.is_none() {
             return Err(
                 "--kubeconfig is required, or clientConnection.kubeconfig in the --config file".into()
@@ -154,9 +180,27 @@ impl Config {
         Ok(config)
     }
 
+    /// Takes a policy in.
+    pub fn apply_policy(&mut self, text: &str) -> Result<(), String> {
+        let mut extenders = crate::policy::apply(text, &mut self.profiles[0])?;
+        self.add_extenders(&mut extenders);
+        Ok(())
+    }
+
+    /// Adds extenders; resources that they alone count are no longer counted here.
+    fn add_extenders(&mut self, extenders: &mut Vec<ExtenderConfig>) {
+        for extender in extenders.iter() {
+            for profile in &mut self.profiles {
+                let ignored = &mut profile.arguments.fit.ignored_resources;
+                ignored.extend(extender.ignored_resources().map(String::from));
+            }
+        }
+        self.extenders.append(extenders);
+    }
+
     /// Takes a `KubeSchedulerConfiguration` in.
     fn apply(&mut self, yaml: &str) -> Result<(), String> {
-        let file: ConfigFile = serde_yaml_ng::from_str(yaml).map_err(|e| e.to_string())?;
+        let mut file: ConfigFile = serde_yaml_ng::from_str(yaml).map_err(|e| e.to_string())?;
         if file.kind != "KubeSchedulerConfiguration" {
             return Err(format!(
                 "no kind \"{}\" is registered for version \"{}\"",
@@ -172,6 +216,10 @@ impl Config {
         }
         if let Some(path) = file.client_connection.kubeconfig.filter(|k| !k.is_empty()) {
             self.kubeconfig = Some(path.into());
+        }
+        let connection = (file.client_connection.qps, file.client_connection.burst);
+        if connection != (None, None) {
+            self.limit = Limit::new(connection.0.unwrap_or(50.0), connection.1.unwrap_or(100));
         }
         let (e, l) = (&mut self.leader_election, file.leader_election);
         e.enabled = l.leader_elect.unwrap_or(e.enabled);
@@ -211,6 +259,7 @@ impl Config {
             self.profiles =
                 file.profiles.into_iter().map(|p| p.build(&fallback)).collect::<Result<_, _>>()?;
         }
+        self.add_extenders(&mut file.extenders);
         Ok(())
     }
 }
@@ -232,11 +281,15 @@ struct ConfigFile {
     pod_max_backoff_seconds: Option<u64>,
     #[serde(default)]
     profiles: Vec<ProfileFile>,
+    #[serde(default)]
+    extenders: Vec<ExtenderConfig>,
 }
 
 #[derive(Deserialize, Default)]
 struct ClientConnection {
     kubeconfig: Option<String>,
+    qps: Option<f64>,
+    burst: Option<i64>,
 }
 
 #[derive(Deserialize, Default)]
@@ -374,6 +427,7 @@ fn apply_arguments(p: &mut ProfileConfig, config: &PluginConfig) -> Result<(), S
                 p.arguments.spread = PodTopologySpread {
                     defaults: defaults
                         .ok_or("pluginConfig: PodTopologySpread: malformed defaultConstraints")?,
+                    ..Default::default()
                 };
             }
         }

@@ -5,11 +5,13 @@
 
 pub mod cache;
 pub mod config;
+pub mod extender;
 pub mod framework;
 pub mod labels;
 pub mod listers;
 pub mod metrics;
 pub mod plugins;
+pub mod policy;
 pub mod profile;
 pub mod queue;
 pub mod scheduler;
@@ -22,7 +24,7 @@ pub mod writer;
 use std::sync::Arc;
 
 use anyhow::Context as _;
-use k8s_openapi::api::core::v1::Node;
+use k8s_openapi::api::core::v1::{ConfigMap, Node};
 use kube::runtime::watcher;
 use kube::{Api, Client};
 use pilothouse_client::leader::Election;
@@ -33,6 +35,7 @@ use pilothouse_component_base::signals::Stop;
 
 pub use config::Config;
 
+use crate::extender::Extender;
 use crate::listers::Listers;
 use crate::metrics::Metrics;
 use crate::plugins::volume_binding::VolumeBinding;
@@ -48,7 +51,7 @@ const NAME: &str = "kube-scheduler";
 
 /// Schedules pods until `stop`. With `--leader-elect`, waits to lead first, and ends with an error when the lease is
 /// lost.
-pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
+pub async fn run(mut config: Config, stop: Stop) -> anyhow::Result<()> {
     let registry = Registry::default();
     let metrics = Metrics::new(&registry);
     let health = Health { checks: Vec::new(), metrics: registry };
@@ -59,19 +62,33 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         serve::serve(addr, Some(serving_certificate(&config)?), health, stop.clone()).await?;
     }
     let client = connect(&config).await?;
+    if let Some((namespace, name)) = config.policy_configmap.take() {
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), &namespace);
+        let map = api
+            .get(&name)
+            .await
+            .with_context(|| format!("couldn't get policy config map {namespace}/{name}"))?;
+        let text = map.data.unwrap_or_default().remove("policy.cfg");
+        let text = text.context("missing policy config map value at key \"policy.cfg\"")?;
+        config.apply_policy(&text).map_err(|e| anyhow::anyhow!("invalid policy: {e}"))?;
+    }
+    let extenders = config.extenders.iter().cloned().map(Extender::new).collect::<Result<Vec<_>, _>>();
+    let extenders = Arc::new(extenders.map_err(anyhow::Error::msg)?);
     let (pods, nodes, listers) = (Informer::new(), Informer::<Node>::new(), Listers::default());
     // Pods that have ended take no room.
     let living = watcher::Config::default().fields("status.phase!=Succeeded,status.phase!=Failed");
     pods.run(Api::all(client.clone()), living, stop.clone());
     nodes.run(Api::all(client.clone()), watcher::Config::default(), stop.clone());
-    start_listers(&listers, &client, &stop).await?;
+    let minor = start_listers(&listers, &client, &stop).await?;
 
     let binding = VolumeBinding::default();
     let mut profiles = Vec::new();
     for p in &config.profiles {
+        let mut arguments = p.arguments.clone();
+        arguments.spread.counts_whole_domains = minor < COUNTS_ALLOWED_NODES;
         let mut binding = binding.clone();
         binding.timeout = p.arguments.bind_timeout.unwrap_or(binding.timeout);
-        let mut profile = Profile::new(&p.name, &p.filters, &p.scores, p.preempts, &p.arguments, &binding)
+        let mut profile = Profile::new(&p.name, &p.filters, &p.scores, p.preempts, &arguments, &binding)
             .map_err(anyhow::Error::msg)?;
         profile.percentage_of_nodes_to_score = config.percentage_of_nodes_to_score;
         profiles.push((profile, EventRecorder::new(client.clone(), &p.name, None)));
@@ -80,6 +97,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         listers: Arc::new(listers.clone()),
         pods: pods.clone(),
         writer: Arc::new(KubeWriter(client.clone())),
+        extenders,
         profiles,
         queue: Queue::new(config.initial_backoff, config.max_backoff),
         metrics,
@@ -121,7 +139,11 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
 /// The minor release in which pod affinity terms began to select namespaces by label (KEP-2249).
 const NAMESPACE_SELECTORS: u32 = 21;
 
-async fn start_listers(l: &Listers, client: &Client, stop: &Stop) -> anyhow::Result<()> {
+/// The minor release in which topology spreading began to count only nodes that the pod may go to.
+const COUNTS_ALLOWED_NODES: u32 = 24;
+
+/// Starts the copies of the other kinds; the server's minor release.
+async fn start_listers(l: &Listers, client: &Client, stop: &Stop) -> anyhow::Result<u32> {
     let all = watcher::Config::default;
     l.services.run(Api::all(client.clone()), all(), stop.clone());
     l.replication_controllers.run(Api::all(client.clone()), all(), stop.clone());
@@ -133,8 +155,8 @@ async fn start_listers(l: &Listers, client: &Client, stop: &Stop) -> anyhow::Res
     l.csi_nodes.run(Api::all(client.clone()), all(), stop.clone());
     let mut tries = tokio::time::interval(std::time::Duration::from_secs(1));
     loop {
-        tokio::select! { _ = stop.wait() => return Ok(()), _ = tries.tick() => {} }
-        let minor = match client.apiserver_version().await {
+        tokio::select! { _ = stop.wait() => return Ok(0), _ = tries.tick() => {} }
+        let minor: u32 = match client.apiserver_version().await {
             Ok(v) => v.minor.trim_end_matches('+').parse().unwrap_or(0),
             Err(e) => {
                 tracing::warn!("waiting for the API server: {e}");
@@ -150,11 +172,11 @@ async fn start_listers(l: &Listers, client: &Client, stop: &Stop) -> anyhow::Res
         match served::find(client, served::POD_DISRUPTION_BUDGET).await {
             Ok(Some(version)) => {
                 l.budgets.run(Api::all_with(client.clone(), &version), all(), stop.clone());
-                return Ok(());
+                return Ok(minor);
             }
             Ok(None) => {
                 l.budgets.mark_synced();
-                return Ok(());
+                return Ok(minor);
             }
             Err(e) => tracing::warn!("waiting for the API server: {e}"),
         }
@@ -182,13 +204,13 @@ async fn connect(config: &Config) -> anyhow::Result<Client> {
     };
     let url = url.map(|u| u.parse().with_context(|| format!("--master={u}"))).transpose()?;
     match (&config.kubeconfig, url) {
-        (Some(file), None) => Ok(pilothouse_client::config::connect(file, NAME).await?),
+        (Some(file), None) => Ok(pilothouse_client::config::connect_limited(file, NAME, config.limit).await?),
         (Some(file), Some(url)) => {
             let mut kube = pilothouse_client::config::load(file).await?;
             kube.cluster_url = url;
-            Ok(Client::try_from(kube)?)
+            Ok(pilothouse_client::config::client(kube, config.limit)?)
         }
-        (None, Some(url)) => Ok(Client::try_from(kube::Config::new(url))?),
+        (None, Some(url)) => Ok(pilothouse_client::config::client(kube::Config::new(url), config.limit)?),
         (None, None) => anyhow::bail!("--kubeconfig is required"),
     }
 }

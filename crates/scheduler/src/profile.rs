@@ -1,13 +1,13 @@
 //! A profile: the rules that are in use for the pods of one scheduler name, and the decision made with them.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use async_trait::async_trait;
 
 use crate::cache::Cluster;
 use crate::framework::{Code, FilterPlugin, Filters, ScorePlugin, Status};
 use crate::plugins::balanced_allocation::BalancedAllocation;
-use crate::plugins::default_preemption::{DefaultPreemption, fits_with_nominated};
+use crate::plugins::default_preemption::{Candidate, DefaultPreemption, fits_with_nominated};
 use crate::plugins::image_locality::ImageLocality;
 use crate::plugins::inter_pod_affinity::InterPodAffinity;
 use crate::plugins::least_allocated::{LeastAllocated, MostAllocated};
@@ -133,6 +133,15 @@ impl std::fmt::Display for Failure {
     }
 }
 
+/// The nodes that a pod fits.
+#[derive(Debug)]
+pub struct Fit {
+    /// Their names.
+    pub nodes: Vec<String>,
+    /// Who refused, and why.
+    pub refusals: HashMap<String, Status>,
+}
+
 /// What is drawn by lot or goes on from pod to pod.
 pub struct Rotation<'a> {
     /// Where among the nodes the search begins; moved on by it.
@@ -238,8 +247,21 @@ impl Profile {
         pod: &PodInfo,
         cluster: &Cluster,
         nominated: &Nominated,
-        rotation: Rotation<'_>,
-    ) -> Result<String, (Failure, Option<crate::plugins::default_preemption::Candidate>)> {
+        mut rotation: Rotation<'_>,
+    ) -> Result<String, (Failure, Option<Candidate>)> {
+        let fit = self.fit(pod, cluster, nominated, &mut rotation)?;
+        let chosen = self.choose(pod, &fit.nodes, &BTreeMap::new(), cluster, rotation.random);
+        chosen.ok_or((Failure::NoNodes, None))
+    }
+
+    /// The nodes that a pod fits; at least one. On failure also who could be made to go for it.
+    pub fn fit(
+        &self,
+        pod: &PodInfo,
+        cluster: &Cluster,
+        nominated: &Nominated,
+        rotation: &mut Rotation<'_>,
+    ) -> Result<Fit, (Failure, Option<Candidate>)> {
         let nodes = cluster.len();
         if nodes == 0 {
             return Err((Failure::NoNodes, None));
@@ -267,15 +289,42 @@ impl Profile {
             }
         }
         *rotation.start = (*rotation.start + seen) % nodes;
-        match fit[..] {
-            [] => {
-                let start = (rotation.random)(nodes);
-                let find = |p: DefaultPreemption| p.find(pod, &filters, &refusals, cluster, nominated, start);
-                let candidate = self.preemption.and_then(find);
-                Err((Failure::Unfit(refusals, nodes), candidate))
-            }
-            [node] => Ok(node.name.clone()),
-            _ => Ok(self.best(pod, &fit, cluster, rotation.random)),
+        if fit.is_empty() {
+            let start = (rotation.random)(nodes);
+            let find = |p: DefaultPreemption| p.find(pod, &filters, &refusals, cluster, nominated, start);
+            let candidate = self.preemption.and_then(find);
+            return Err((Failure::Unfit(refusals, nodes), candidate));
+        }
+        Ok(Fit { nodes: fit.into_iter().map(|n| n.name.clone()).collect(), refusals })
+    }
+
+    /// Who could be made to go for a pod that extenders want nowhere.
+    pub fn candidate(
+        &self,
+        pod: &PodInfo,
+        refusals: &HashMap<String, Status>,
+        cluster: &Cluster,
+        nominated: &Nominated,
+        start: usize,
+    ) -> Option<Candidate> {
+        let filters = Filters::prepare(&self.filters, pod, cluster).ok()?;
+        self.preemption?.find(pod, &filters, refusals, cluster, nominated, start)
+    }
+
+    /// The best of the nodes that are still there. `extra`: scores to add.
+    pub fn choose(
+        &self,
+        pod: &PodInfo,
+        nodes: &[String],
+        extra: &BTreeMap<String, i64>,
+        cluster: &Cluster,
+        random: &mut dyn FnMut(usize) -> usize,
+    ) -> Option<String> {
+        let there: Vec<&NodeInfo> = nodes.iter().filter_map(|n| cluster.node(n)).collect();
+        match there[..] {
+            [] => None,
+            [node] => Some(node.name.clone()),
+            _ => Some(self.best(pod, &there, extra, cluster, random)),
         }
     }
 
@@ -284,6 +333,7 @@ impl Profile {
         &self,
         pod: &PodInfo,
         nodes: &[&NodeInfo],
+        extra: &BTreeMap<String, i64>,
         cluster: &Cluster,
         random: &mut dyn FnMut(usize) -> usize,
     ) -> String {
@@ -296,6 +346,9 @@ impl Profile {
             }
             score.normalize(nodes, &mut scores);
             totals.iter_mut().zip(&scores).for_each(|(total, s)| *total += weight * s);
+        }
+        for (total, node) in totals.iter_mut().zip(nodes) {
+            *total += extra.get(&node.name).copied().unwrap_or(0);
         }
         let highest = totals.iter().copied().max().unwrap_or(0);
         let best: Vec<usize> = (0..nodes.len()).filter(|i| totals[*i] == highest).collect();

@@ -18,6 +18,8 @@ use crate::types::PodInfo;
 const LEFT_OVER: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const LOOK: Duration = Duration::from_secs(30);
+/// Pods that have waited long enough come back together, at most so often: the more important among them first.
+const TICK: Duration = Duration::from_secs(1);
 
 /// A pod that waits.
 #[derive(Debug, Clone)]
@@ -92,6 +94,7 @@ struct State {
 /// See the module.
 pub struct Queue {
     state: Mutex<State>,
+    begin: Instant,
     wake: Notify,
     initial_backoff: Duration,
     max_backoff: Duration,
@@ -117,12 +120,25 @@ pub fn changed(old: &Pod, new: &Pod) -> bool {
 impl Queue {
     /// A queue that makes pods wait `initial` after their first failure, twice that after the next, up to `max`.
     pub fn new(initial: Duration, max: Duration) -> Queue {
-        Queue { state: Mutex::default(), wake: Notify::new(), initial_backoff: initial, max_backoff: max }
+        Queue {
+            state: Mutex::default(),
+            begin: Instant::now(),
+            wake: Notify::new(),
+            initial_backoff: initial,
+            max_backoff: max,
+        }
     }
 
+    /// Until when a pod must wait.
     fn backoff(&self, queued: &Queued) -> Instant {
         let doublings = queued.attempts.saturating_sub(1).min(30);
         queued.since + self.initial_backoff.saturating_mul(1 << doublings).min(self.max_backoff)
+    }
+
+    /// The first tick from that time on.
+    fn tick(&self, at: Instant) -> Instant {
+        let ticks = at.duration_since(self.begin).as_nanos().div_ceil(TICK.as_nanos());
+        self.begin + TICK.saturating_mul(u32::try_from(ticks).unwrap_or(u32::MAX))
     }
 
     /// Adds a new pod.
@@ -174,7 +190,7 @@ impl Queue {
         s.nominated.add(&queued.pod, node);
         // Where something changed while it was tried, what it failed for may be over.
         if s.moved.is_some_and(|m| m >= cycle) {
-            let until = self.backoff(&queued);
+            let until = self.tick(self.backoff(&queued));
             s.back_off(until, queued);
         } else {
             s.park(queued);
@@ -205,7 +221,7 @@ impl Queue {
         for key in keys {
             let Some(queued) = s.take(&key) else { continue };
             let until = self.backoff(&queued);
-            if until > now { s.back_off(until, queued) } else { s.activate(queued) }
+            if until > now { s.back_off(self.tick(until), queued) } else { s.activate(queued) }
         }
         s.moved = Some(s.cycle);
         self.wake.notify_one();
@@ -332,6 +348,20 @@ mod tests {
             tokio::time::advance(Duration::from_millis(1)).await;
         }
         assert_eq!([next(&q).await, next(&q).await, next(&q).await], ["high", "old", "young"]);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn the_more_important_of_those_that_waited_comes_first() {
+        let q = Queue::default();
+        for (name, priority) in [("low", 0), ("high", 9)] {
+            q.add(p(name, priority));
+            let (queued, cycle) = q.next().await;
+            tokio::time::advance(Duration::from_millis(200)).await;
+            q.put_back(queued, cycle, None);
+        }
+        q.move_all();
+        assert_eq!(q.lengths(), (0, 2, 0));
+        assert_eq!([next(&q).await, next(&q).await], ["high", "low"]);
     }
 
     #[tokio::test(start_paused = true)]

@@ -1,6 +1,6 @@
 //! The loop: take a pod from the queue, decide, assume, bind. And what happens around it when pods and nodes change.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Node, Pod};
@@ -14,11 +14,13 @@ use serde_json::json;
 use tokio::time::Instant;
 
 use crate::cache::Cluster;
+use crate::extender::Extender;
+use crate::framework::{Code, Status};
 use crate::listers::Listers;
 use crate::metrics::Metrics;
 use crate::plugins::default_preemption::Candidate;
 use crate::profile::{Failure, Profile, Reservation, Rotation};
-use crate::queue::{Queue, Queued};
+use crate::queue::{Nominated, Queue, Queued};
 use crate::types::PodInfo;
 use crate::writer::{Writer, unschedulable_patch};
 
@@ -37,6 +39,7 @@ pub struct Scheduler {
     profiles: HashMap<String, Profile>,
     pods: Informer<Pod>,
     writer: Arc<dyn Writer>,
+    extenders: Arc<Vec<Extender>>,
     events: HashMap<String, EventRecorder>,
     metrics: Metrics,
     lots: Mutex<Lots>,
@@ -50,6 +53,8 @@ pub struct Parts {
     pub pods: Informer<Pod>,
     /// Where it writes.
     pub writer: Arc<dyn Writer>,
+    /// Programs outside that have a say.
+    pub extenders: Arc<Vec<Extender>>,
     /// Profiles, each with the recorder of its events.
     pub profiles: Vec<(Profile, EventRecorder)>,
     /// The queue.
@@ -75,6 +80,7 @@ impl Scheduler {
             profiles,
             pods: parts.pods,
             writer: parts.writer,
+            extenders: parts.extenders,
             events,
             metrics: parts.metrics,
             lots: Mutex::new(Lots { start: 0, random: StdRng::seed_from_u64(parts.seed) }),
@@ -176,7 +182,7 @@ impl Scheduler {
                     self.metrics.pending(active, backoff, unschedulable);
                 }
                 (queued, cycle) = self.queue.next() => {
-                    self.schedule(queued, cycle);
+                    self.schedule(queued, cycle).await;
                     // A long queue must not keep the rest of this thread's tasks waiting.
                     tokio::task::consume_budget().await;
                 }
@@ -185,7 +191,7 @@ impl Scheduler {
     }
 
     /// Decides on one pod and starts its binding.
-    pub fn schedule(self: &Arc<Self>, queued: Queued, cycle: u64) {
+    pub async fn schedule(self: &Arc<Self>, queued: Queued, cycle: u64) {
         let begin = Instant::now();
         let pod = queued.pod.clone();
         let name = pod.spec().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
@@ -194,16 +200,25 @@ impl Scheduler {
             let text = format!("skip schedule deleting pod: {}", pod.key);
             return events.warning(&reference(&*pod.pod, &()), "FailedScheduling", text);
         }
-        let mut cluster = self.cluster.lock();
-        if cluster.is_assumed(&pod.key) {
+        if self.cluster.lock().is_assumed(&pod.key) {
             return;
         }
-        let decision = self.queue.with_nominated(|nominated| {
-            let mut lots = self.lots.lock();
-            let Lots { start, random } = &mut *lots;
-            let mut random = |n: usize| random.random_range(0..n.max(1));
-            profile.decide(&pod, &cluster, nominated, Rotation { start, random: &mut random })
-        });
+        let interested: Vec<&Extender> = self.extenders.iter().filter(|e| e.interested(&pod)).collect();
+        let asked = match interested.is_empty() {
+            true => None,
+            false => Some(self.ask(profile, &pod, &interested).await),
+        };
+        let (decision, mut cluster) = {
+            let cluster = self.cluster.lock();
+            let decision = self.with_lots(|nominated, rotation| match asked {
+                None => profile.decide(&pod, &cluster, nominated, rotation),
+                Some(Ok((nodes, extra))) => profile
+                    .choose(&pod, &nodes, &extra, &cluster, rotation.random)
+                    .ok_or((Failure::NoNodes, None)),
+                Some(Err(failed)) => Err(failed),
+            });
+            (decision, cluster)
+        };
         self.metrics.decided(begin.elapsed());
         let node = match decision {
             Ok(node) => node,
@@ -233,6 +248,78 @@ impl Scheduler {
         tokio::spawn(async move { me.bind(queued, cycle, node, reservations, begin).await });
     }
 
+    fn with_lots<T>(&self, f: impl FnOnce(&Nominated, Rotation<'_>) -> T) -> T {
+        self.queue.with_nominated(|nominated| {
+            let mut lots = self.lots.lock();
+            let Lots { start, random } = &mut *lots;
+            let mut random = |n: usize| random.random_range(0..n.max(1));
+            f(nominated, Rotation { start, random: &mut random })
+        })
+    }
+
+    /// The nodes that a pod fits and that the extenders agree to, with the extenders' scores. Nothing is locked while
+    /// they are asked.
+    async fn ask(
+        &self,
+        profile: &Profile,
+        pod: &PodInfo,
+        extenders: &[&Extender],
+    ) -> Result<(Vec<String>, BTreeMap<String, i64>), (Failure, Option<Candidate>)> {
+        let (fit, mut nodes, count) = {
+            let cluster = self.cluster.lock();
+            let fit = self
+                .with_lots(|nominated, mut rotation| profile.fit(pod, &cluster, nominated, &mut rotation))?;
+            let nodes: Vec<Node> = fit
+                .nodes
+                .iter()
+                .filter_map(|n| cluster.node(n))
+                .filter_map(|n| n.node.as_deref().cloned())
+                .collect();
+            (fit, nodes, cluster.len())
+        };
+        let mut refusals = fit.refusals;
+        for extender in extenders {
+            if nodes.is_empty() {
+                break;
+            }
+            match extender.filter(pod, &nodes).await {
+                Ok(filtered) => {
+                    nodes.retain(|n| n.metadata.name.as_ref().is_some_and(|n| filtered.fit.contains(n)));
+                    for (node, why) in filtered.failed {
+                        let status = refusals
+                            .entry(node)
+                            .or_insert_with(|| Status { code: Code::Unschedulable, reasons: Vec::new() });
+                        status.reasons.push(why.into());
+                    }
+                }
+                Err(e) if extender.ignorable() => {
+                    tracing::warn!("skipping an extender that is ignorable: {e}");
+                }
+                Err(e) => return Err((Failure::Error(e), None)),
+            }
+        }
+        if nodes.is_empty() {
+            let cluster = self.cluster.lock();
+            let candidate = self.with_lots(|nominated, rotation| {
+                let start = (rotation.random)(count);
+                profile.candidate(pod, &refusals, &cluster, nominated, start)
+            });
+            return Err((Failure::Unfit(refusals, count), candidate));
+        }
+        let mut extra: BTreeMap<String, i64> = BTreeMap::new();
+        if nodes.len() > 1 {
+            for extender in extenders {
+                match extender.prioritize(pod, &nodes).await {
+                    Ok(scores) => {
+                        scores.into_iter().for_each(|(node, s)| *extra.entry(node).or_default() += s);
+                    }
+                    Err(e) => tracing::warn!("an extender gave no scores: {e}"),
+                }
+            }
+        }
+        Ok((nodes.into_iter().filter_map(|n| n.metadata.name).collect(), extra))
+    }
+
     async fn bind(
         &self,
         queued: Queued,
@@ -251,7 +338,10 @@ impl Scheduler {
                     .await
                     .map_err(|e| format!("running PreBind plugin \"VolumeBinding\": {e}"))?;
             }
-            self.writer.bind(&pod, &node).await
+            match self.extenders.iter().find(|e| e.binds() && e.interested(&pod)) {
+                Some(extender) => extender.bind(&pod, &node).await,
+                None => self.writer.bind(&pod, &node).await,
+            }
         };
         match result.await {
             Ok(()) => {

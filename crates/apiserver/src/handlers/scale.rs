@@ -36,9 +36,21 @@ fn answer(call: &Call, scale: &Value) -> Result<Response, Status> {
     Ok(respond::bytes(StatusCode::OK, form.media.name(), body))
 }
 
+/// What is missing is the scale, to those built-in kinds that say so.
+fn missing(call: &Call, error: Status) -> Status {
+    let of = |group, resource| Status::not_found(group, resource, call.name());
+    match call.endpoint.hub.plural.as_str() {
+        _ if error.code != 404 || call.endpoint.resource.is_custom() => error,
+        "deployments" => of("apps", "deployments/scale"),
+        "replicasets" => of("apps", "replicasets/scale"),
+        "replicationcontrollers" => of("autoscaling", "replicationcontrollers/scale"),
+        _ => error,
+    }
+}
+
 /// Answers a scale.
 pub async fn get(call: &Call) -> Result<Response, Status> {
-    let entry = read::entry(call).await?;
+    let entry = read::entry(call).await.map_err(|e| missing(call, e))?;
     answer(call, &scale_of(call, &entry.object())?)
 }
 

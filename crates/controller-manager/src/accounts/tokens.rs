@@ -152,13 +152,18 @@ struct Worker {
 
 impl Worker {
     async fn sync(&self, key: &str) -> Result<(), Error> {
-        let Some((namespace, _)) = key.split_once('/') else { return Ok(()) };
+        let Some((namespace, name)) = key.split_once('/') else { return Ok(()) };
         let secrets: Api<Secret> = Api::namespaced(self.client.clone(), namespace);
         let tokens = self.secrets.by_index(BY_ACCOUNT, key);
         let account = self.accounts.get(key).filter(|a| a.metadata.deletion_timestamp.is_none());
         let Some(account) = account else {
-            // Secrets with a uid were an account's that is gone; one without waits for its account to come.
-            for s in tokens.iter().filter(|s| annotated_uid(s).is_some()) {
+            if tokens.is_empty() {
+                return Ok(());
+            }
+            // The local copy may be behind an account that was just made.
+            let accounts: Api<ServiceAccount> = Api::namespaced(self.client.clone(), namespace);
+            let live = accounts.get_opt(name).await?;
+            for s in tokens.iter().filter(|s| !belongs(s, live.as_ref())) {
                 delete(&secrets, s).await?;
             }
             return Ok(());
@@ -276,6 +281,11 @@ impl Worker {
     }
 }
 
+/// Whether a token secret is an account's: one that names its uid is no other's of that name.
+fn belongs(secret: &Secret, account: Option<&ServiceAccount>) -> bool {
+    account.is_some_and(|a| annotated_uid(secret).is_none_or(|u| Some(u) == a.metadata.uid.as_deref()))
+}
+
 fn annotated_uid(secret: &Secret) -> Option<&str> {
     secret.metadata.annotations.as_ref()?.get(ACCOUNT_UID).map(String::as_str).filter(|u| !u.is_empty())
 }
@@ -311,6 +321,22 @@ mod tests {
             key: EncodingKey::from_rsa_pem(private.as_bytes()).unwrap(),
             root_ca: Some(b"CA".to_vec()),
         }
+    }
+
+    #[test]
+    fn a_secret_goes_with_its_account() {
+        let account: ServiceAccount =
+            serde_json::from_value(json!({"metadata": {"name": "x", "uid": "u"}})).unwrap();
+        let secret = |uid: Option<&str>| -> Secret {
+            serde_json::from_value(
+                json!({"metadata": {"annotations": {ACCOUNT_NAME: "x", ACCOUNT_UID: uid.unwrap_or("")}}}),
+            )
+            .unwrap()
+        };
+        assert!(belongs(&secret(None), Some(&account)));
+        assert!(belongs(&secret(Some("u")), Some(&account)));
+        assert!(!belongs(&secret(Some("old")), Some(&account)));
+        assert!(!belongs(&secret(None), None));
     }
 
     #[test]

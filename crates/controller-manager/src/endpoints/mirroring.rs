@@ -26,7 +26,12 @@ struct Worker {
     services: Informer<Service>,
     endpoints: Informer<Endpoints>,
     slices: Informer<DynamicObject>,
+    /// Whether addresses that are not ready are mirrored as such.
+    mirrors_readiness: bool,
 }
+
+/// The first minor release that does.
+const READINESS_SINCE: u32 = 21;
 
 /// Starts the controller; does nothing where the server has no EndpointSlices.
 pub async fn start(context: Context) -> anyhow::Result<()> {
@@ -37,6 +42,7 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
         endpoints: context.informer::<Endpoints>(),
         slices: context.informer_of::<DynamicObject>(&resource),
         resource,
+        mirrors_readiness: context.server_minor >= READINESS_SINCE,
     });
     worker.slices.add_index(BY_SERVICE, |s| slice_key(s, MANAGER).into_iter().collect());
     let queue: Queue<String> = Queue::new();
@@ -74,7 +80,13 @@ impl Worker {
             .filter(|s| s.spec.as_ref().is_none_or(|s| s.selector.as_ref().is_none_or(BTreeMap::is_empty)));
         let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), namespace, &self.resource);
         let changes = match (&endpoints, service) {
-            (Some(e), Some(_)) => reconcile(&current, plan(e, &self.resource.version)),
+            (Some(e), Some(_)) => {
+                let mut changes =
+                    reconcile(&current, plan(e, &self.resource.version, self.mirrors_readiness));
+                // Slices are written anew under the names they have.
+                changes.update.iter_mut().for_each(|s| s.metadata.generate_name = None);
+                changes
+            }
             _ => Changes {
                 delete: current.iter().filter_map(|s| s.metadata.name.clone()).collect(),
                 ..Default::default()
@@ -112,7 +124,8 @@ fn mirrored(endpoints: &Endpoints) -> bool {
     !skip && !lock && meta.deletion_timestamp.is_none()
 }
 
-fn plan(endpoints: &Endpoints, version: &str) -> Vec<Content> {
+/// `mirrors_readiness`: else all addresses are ready.
+fn plan(endpoints: &Endpoints, version: &str, mirrors_readiness: bool) -> Vec<Content> {
     let mut labels = endpoints.metadata.labels.clone().unwrap_or_default();
     labels.insert(SERVICE_NAME.into(), endpoints.metadata.name.clone().unwrap_or_default());
     labels.insert(MANAGED_BY.into(), MANAGER.into());
@@ -132,7 +145,7 @@ fn plan(endpoints: &Endpoints, version: &str) -> Vec<Content> {
             .iter()
             .flatten()
             .map(|a| (a, true))
-            .chain(subset.not_ready_addresses.iter().flatten().map(|a| (a, false)))
+            .chain(subset.not_ready_addresses.iter().flatten().map(|a| (a, !mirrors_readiness)))
             .take(MAX_ADDRESSES);
         for (address, ready) in all {
             let address_type = if address.ip.contains(':') { "IPv6" } else { "IPv4" };
@@ -183,7 +196,9 @@ mod tests {
             "subsets": [{"addresses": [{"ip": "10.0.0.1"}], "notReadyAddresses": [{"ip": "fd00::1"}],
                 "ports": [{"port": 80}]}]}))
         .unwrap();
-        let contents = plan(&e, "v1");
+        assert_eq!(plan(&e, "v1", false)[1].endpoints[0]["conditions"]["ready"], true);
+        let contents = plan(&e, "v1", true);
+        assert_eq!(contents[1].endpoints[0]["conditions"]["ready"], false);
         assert_eq!(contents.len(), 2);
         assert_eq!(contents[0].endpoints[0]["conditions"]["ready"], true);
         assert_eq!(contents[1].address_type, "IPv6");

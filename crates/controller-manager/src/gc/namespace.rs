@@ -19,6 +19,9 @@ use crate::context::Context;
 /// How long to wait before looking again at what still has finalizers.
 const AGAIN: Duration = Duration::from_secs(5);
 
+/// How long a namespace's deletion is left alone, so that all that admit and watch have heard of it.
+const GRACE: Duration = Duration::from_secs(5);
+
 /// Starts the controller.
 pub async fn start(context: Context) -> anyhow::Result<()> {
     let queue = Queue::with_backoff(Duration::from_millis(100), Duration::from_secs(60));
@@ -26,7 +29,7 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
     let q = queue.clone();
     informer.on_change(move |c: &Change<Namespace>| {
         if c.object().metadata.deletion_timestamp.is_some() {
-            q.add(key_of(&**c.object()));
+            q.add_after(key_of(&**c.object()), GRACE);
         }
     });
     let client = context.client.clone();

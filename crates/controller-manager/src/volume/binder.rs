@@ -8,15 +8,14 @@ use k8s_openapi::api::core::v1::{
     PersistentVolumeStatus, Pod,
 };
 use k8s_openapi::api::storage::v1::StorageClass;
-use kube::api::PostParams;
+use kube::api::{DeleteParams, PostParams};
 use kube::{Api, Client};
 use pilothouse_client::events::reference;
 use pilothouse_client::{EventRecorder, Informer, Queue, key_of};
 
 use super::matching::{claim_class, claim_phase, find, is_for, misfit, volume_phase};
-use super::{
-    BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONED_BY, PROVISIONER, PROVISIONER_GA, SELECTED_NODE,
-};
+use super::reclaim;
+use super::{BIND_COMPLETED, BOUND_BY_CONTROLLER, PROVISIONER, PROVISIONER_GA, SELECTED_NODE};
 use crate::context::Context;
 use crate::control::has_code;
 
@@ -137,15 +136,10 @@ impl Worker {
                     }
                 }
                 Some(v) if is_for(&v, &claim) => self.bind(&v, &claim).await,
-                Some(v) => {
+                Some(_) => {
                     let by_us = annotation(&claim.metadata, BOUND_BY_CONTROLLER).is_some();
                     if !by_us {
-                        let other = v.spec.as_ref().and_then(|s| s.claim_ref.clone()).unwrap_or_default();
-                        let text = format!(
-                            "volume {name:?} already bound to a different claim: {}/{}",
-                            other.namespace.unwrap_or_default(),
-                            other.name.unwrap_or_default()
-                        );
+                        let text = format!("volume {name:?} already bound to a different claim.");
                         self.recorder.warning(&reference(&*claim, &()), "FailedBinding", text);
                     }
                     self.set_claim_phase(&claim, "Pending", None).await.map(|_| ())
@@ -166,10 +160,8 @@ impl Worker {
         }
         let object = reference(claim, &());
         if delayed {
-            if self.has_waiting_pod(claim) {
-                let text = "waiting for pod to be scheduled";
-                let name = self.waiting_pod(claim);
-                let text = name.map_or(text.to_string(), |n| format!("waiting for pod {n} to be scheduled"));
+            if let Some(pod) = self.waiting_pod(claim) {
+                let text = format!("waiting for pod {pod} to be scheduled");
                 self.recorder.normal(&object, "WaitForPodScheduled", text);
             } else {
                 let text = "waiting for first consumer to be created before binding";
@@ -184,6 +176,7 @@ impl Worker {
         self.set_claim_phase(claim, "Pending", None).await.map(|_| ())
     }
 
+    /// A pod that uses the claim and has no node yet.
     fn waiting_pod(&self, claim: &PersistentVolumeClaim) -> Option<String> {
         let namespace = claim.metadata.namespace.as_deref().unwrap_or_default();
         let uses = |p: &Pod| {
@@ -194,12 +187,11 @@ impl Worker {
         self.pods
             .list_namespace(namespace)
             .into_iter()
-            .find(|p| uses(p))
+            .find(|p| {
+                uses(p)
+                    && p.spec.as_ref().is_none_or(|s| s.node_name.as_deref().unwrap_or_default().is_empty())
+            })
             .and_then(|p| p.metadata.name.clone())
-    }
-
-    fn has_waiting_pod(&self, claim: &PersistentVolumeClaim) -> bool {
-        self.waiting_pod(claim).is_some()
     }
 
     /// Asks the class's provisioner for a volume, by an annotation.
@@ -438,26 +430,52 @@ impl Worker {
     /// What becomes of a volume whose claim is gone. Volumes that a provisioner made are its to delete.
     async fn reclaim(&self, volume: &PersistentVolume) -> Result<(), kube::Error> {
         let policy = volume.spec.as_ref().and_then(|s| s.persistent_volume_reclaim_policy.as_deref());
-        let provisioned = annotation(&volume.metadata, PROVISIONED_BY).is_some();
-        let object = reference(volume, &());
         match policy {
-            Some("Delete") if !provisioned => {
-                let name = volume.metadata.name.as_deref().unwrap_or_default();
-                let text = format!(
-                    "error getting deleter volume plugin for volume {name:?}: no deletable volume plugin matched"
-                );
-                self.recorder.warning(&object, "VolumeFailedDelete", text);
-                self.set_volume_phase(volume.clone(), "Failed").await.map(|_| ())
-            }
+            Some("Delete") => match reclaim::delete(volume).await {
+                Ok(true) => {
+                    let name = volume.metadata.name.as_deref().unwrap_or_default();
+                    let api: Api<PersistentVolume> = Api::all(self.client.clone());
+                    match api.delete(name, &DeleteParams::default()).await {
+                        Ok(_) => Ok(()),
+                        Err(e) if has_code(&e, 404) => Ok(()),
+                        Err(e) => Err(e),
+                    }
+                }
+                Ok(false) => Ok(()),
+                Err(text) => self.fail_volume(volume, "VolumeFailedDelete", text).await,
+            },
             Some("Recycle") => {
-                self.recorder.warning(
-                    &object,
-                    "VolumeUnknownReclaimPolicy",
-                    "No recycler plugin found for the volume!",
-                );
-                self.set_volume_phase(volume.clone(), "Failed").await.map(|_| ())
+                let text = "No recycler plugin found for the volume!";
+                self.fail_volume(volume, "VolumeFailedRecycle", text.into()).await
             }
-            _ => Ok(()),
+            Some("Retain") | None => Ok(()),
+            Some(_) => {
+                let text = "Volume has an unrecognized reclaim policy";
+                self.fail_volume(volume, "VolumeUnknownReclaimPolicy", text.into()).await
+            }
         }
+    }
+
+    /// Marks a volume as failed, with an event the first time.
+    async fn fail_volume(
+        &self,
+        volume: &PersistentVolume,
+        reason: &str,
+        text: String,
+    ) -> Result<(), kube::Error> {
+        if volume_phase(volume) == "Failed" {
+            return Ok(());
+        }
+        let mut failed = volume.clone();
+        failed.status = Some(PersistentVolumeStatus {
+            phase: Some("Failed".into()),
+            message: Some(text.clone()),
+            ..Default::default()
+        });
+        let name = failed.metadata.name.clone().unwrap_or_default();
+        let api: Api<PersistentVolume> = Api::all(self.client.clone());
+        api.replace_status(&name, &PostParams::default(), &failed).await?;
+        self.recorder.warning(&reference(volume, &()), reason, text);
+        Ok(())
     }
 }

@@ -2,10 +2,13 @@
 //!
 //! <https://kubernetes.io/docs/concepts/storage/persistent-volumes/>
 
+pub mod attach;
 pub mod binder;
+pub mod expand;
 pub mod local_path;
 pub mod matching;
 pub mod protection;
+pub mod reclaim;
 
 /// On a claim or volume: the controller, not a user, tied the two together.
 pub(crate) const BOUND_BY_CONTROLLER: &str = "pv.kubernetes.io/bound-by-controller";

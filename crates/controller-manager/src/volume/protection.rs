@@ -8,7 +8,7 @@ use pilothouse_client::{Change, Queue, key_of};
 
 use super::matching::volume_phase;
 use crate::context::Context;
-use crate::control::{has_code, is_terminal};
+use crate::control::has_code;
 
 const CLAIM: &str = "kubernetes.io/pvc-protection";
 const VOLUME: &str = "kubernetes.io/pv-protection";
@@ -27,9 +27,9 @@ fn claims_of(pod: &Pod) -> Vec<String> {
         .collect()
 }
 
-/// Whether a pod uses its claims: one that was never put on a node does not, nor does one that has ended.
+/// Whether a pod uses its claims: one that was never put on a node does not. One that has ended does, until it is gone.
 fn uses(pod: &Pod) -> bool {
-    !is_terminal(pod) && pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty())
+    pod.spec.as_ref().and_then(|s| s.node_name.as_deref()).is_some_and(|n| !n.is_empty())
 }
 
 /// Starts the controller of claims.

@@ -1,5 +1,6 @@
 //! Controller revisions: the past templates of StatefulSets and DaemonSets.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use k8s_openapi::api::apps::v1::ControllerRevision;
@@ -11,8 +12,10 @@ use serde_json::Value;
 
 use crate::control::{has_code, template_hash};
 
-/// Label with a revision's hash, on revisions and on the pods made from them.
+/// Label with a revision's hash on DaemonSets' revisions and on the pods made from revisions.
 pub const HASH: &str = "controller-revision-hash";
+/// The same on StatefulSets' revisions.
+pub const HISTORY_HASH: &str = "controller.kubernetes.io/hash";
 
 /// The first minor release that leaves a missing `creationTimestamp` out of what it writes.
 const WITHOUT_NULL_TIMES: u32 = 35;
@@ -44,31 +47,23 @@ fn without_nulls(value: &Value) -> Value {
     }
 }
 
-/// A new revision of an owner.
+/// A new revision of an owner. `labels`: those of the template; the hash comes under `hash_label`.
 pub fn make(
     owner: &OwnerReference,
     owner_meta: &ObjectMeta,
-    labels: std::collections::BTreeMap<String, String>,
+    (mut labels, hash_label): (BTreeMap<String, String>, &str),
     data: Value,
     revision: i64,
     collision: Option<i32>,
 ) -> ControllerRevision {
     let hash = template_hash(&data, collision);
-    let mut labels = labels;
-    labels.insert(HASH.into(), hash.clone());
+    labels.insert(hash_label.into(), hash.clone());
     ControllerRevision {
         metadata: ObjectMeta {
             name: Some(format!("{}-{hash}", owner.name)),
             namespace: owner_meta.namespace.clone(),
             labels: Some(labels),
-            annotations: owner_meta
-                .annotations
-                .clone()
-                .map(|mut a| {
-                    a.remove("kubectl.kubernetes.io/last-applied-configuration");
-                    a
-                })
-                .filter(|a| !a.is_empty()),
+            annotations: owner_meta.annotations.clone().filter(|a| !a.is_empty()),
             owner_references: Some(vec![owner.clone()]),
             ..Default::default()
         },

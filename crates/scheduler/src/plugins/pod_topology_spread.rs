@@ -19,11 +19,17 @@ const ZONE: &str = "topology.kubernetes.io/zone";
 pub struct PodTopologySpread {
     /// Constraints for pods that have none: label, skew, and whether they must hold.
     pub defaults: Vec<(String, i64, bool)>,
+    /// Whether a domain's pods are counted on all of its nodes as long as the pod may go to one of them, as up to v1.23;
+    /// else only those on nodes that the pod may go to.
+    pub counts_whole_domains: bool,
 }
 
 impl Default for PodTopologySpread {
     fn default() -> Self {
-        PodTopologySpread { defaults: vec![(HOSTNAME.into(), 3, false), (ZONE.into(), 5, false)] }
+        PodTopologySpread {
+            defaults: vec![(HOSTNAME.into(), 3, false), (ZONE.into(), 5, false)],
+            counts_whole_domains: false,
+        }
     }
 }
 
@@ -158,10 +164,20 @@ impl FilterPlugin for PodTopologySpread {
         let mut counts = vec![HashMap::<String, i64>::new(); constraints.len()];
         for node in cluster.nodes().filter(|n| has_keys(&constraints, n.labels())) {
             for (c, counts) in constraints.iter().zip(&mut counts).filter(|(c, _)| c.counts(pod, node)) {
-                *counts.entry(node.labels()[&c.key].clone()).or_default() += c.matching(&pod.namespace, node);
+                let count = if self.counts_whole_domains { 0 } else { c.matching(&pod.namespace, node) };
+                *counts.entry(node.labels()[&c.key].clone()).or_default() += count;
             }
         }
-        Ok(Some(Box::new(Spread { constraints, counts })))
+        if self.counts_whole_domains {
+            for node in cluster.nodes() {
+                for (c, counts) in constraints.iter().zip(&mut counts) {
+                    if let Some(n) = node.labels().get(&c.key).and_then(|value| counts.get_mut(value)) {
+                        *n += c.matching(&pod.namespace, node);
+                    }
+                }
+            }
+        }
+        Ok(Some(Box::new(Spread { constraints, counts, whole_domains: self.counts_whole_domains })))
     }
 }
 
@@ -170,6 +186,7 @@ struct Spread {
     constraints: Vec<Constraint>,
     /// Per constraint, how many pods each domain has.
     counts: Vec<HashMap<String, i64>>,
+    whole_domains: bool,
 }
 
 impl Spread {
@@ -181,8 +198,16 @@ impl Spread {
             return;
         }
         for (c, counts) in self.constraints.iter().zip(&mut self.counts) {
-            if c.counts(pod, node) && labels::matches(&c.selector, other.labels()) {
-                *counts.entry(node.labels()[&c.key].clone()).or_default() += n;
+            if !labels::matches(&c.selector, other.labels()) {
+                continue;
+            }
+            let value = &node.labels()[&c.key];
+            if self.whole_domains {
+                if let Some(count) = counts.get_mut(value) {
+                    *count += n;
+                }
+            } else if c.counts(pod, node) {
+                *counts.entry(value.clone()).or_default() += n;
             }
         }
     }
@@ -342,6 +367,26 @@ mod tests {
         let mut domains = spread(ZONE, 1, "DoNotSchedule");
         domains["spec"]["topologySpreadConstraints"][0]["minDomains"] = json!(3);
         assert_eq!(by_name(&pod(domains))["c"], "ok");
+    }
+
+    #[test]
+    fn whole_domains_may_count() {
+        let nodes = [
+            node("a", zone("a")),
+            node("b", json!({"metadata": {"labels": {ZONE: "a", "disk": "hdd"}}})),
+            node("c", json!({"metadata": {"labels": {ZONE: "b", "disk": "hdd"}}})),
+        ];
+        let c = cluster(nodes, [placed("x", "a", "web", json!({}))]);
+        let mut p = spread(ZONE, 1, "DoNotSchedule");
+        p["spec"]["nodeSelector"] = json!({"disk": "hdd"});
+        let p = pod(p);
+        let on_b = |plugin: &PodTopologySpread| -> String {
+            let at = c.nodes().position(|n| n.name == "b").unwrap();
+            verdicts(plugin, &p, &c)[at].clone()
+        };
+        assert_eq!(on_b(&PodTopologySpread::default()), "ok");
+        let whole = PodTopologySpread { counts_whole_domains: true, ..Default::default() };
+        assert_eq!(on_b(&whole), "node(s) didn't match pod topology spread constraints");
     }
 
     #[test]

@@ -85,6 +85,7 @@ impl World {
             listers: Arc::new(Listers::default()),
             pods: server.pods.clone(),
             writer: server.clone(),
+            extenders: Arc::default(),
             profiles: vec![(Profile::default_for("default-scheduler"), recorder)],
             queue: Queue::default(),
             metrics: Metrics::new(&Registry::default()),

@@ -247,7 +247,14 @@ impl Worker {
                 let mut collisions = before;
                 let make = |collision| {
                     let labels = labels.clone().unwrap_or_default();
-                    history::make(owner, &set.metadata, labels, data.clone(), next, collision)
+                    history::make(
+                        owner,
+                        &set.metadata,
+                        (labels, history::HASH),
+                        data.clone(),
+                        next,
+                        collision,
+                    )
                 };
                 let made = history::create(&self.client, make, &mut collisions).await?;
                 if collisions != before {

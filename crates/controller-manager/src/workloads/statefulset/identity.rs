@@ -94,7 +94,6 @@ pub(super) fn storage_matches(set: &StatefulSet, pod: &Pod, ordinal: i32) -> boo
 /// Puts a pod's name label and volumes right.
 pub(super) fn set_identity(set: &StatefulSet, pod: &mut Pod, ordinal: i32) {
     let name = pod_name(set, ordinal);
-    pod.metadata.generate_name = None;
     pod.metadata.name = Some(name.clone());
     pod.metadata.namespace = set.metadata.namespace.clone();
     pod.metadata.labels.get_or_insert_default().insert(POD_NAME.into(), name);
@@ -155,6 +154,7 @@ mod tests {
         let template = set.spec.as_ref().unwrap().template.clone();
         let pod = new_pod(&set, &template, "web-abc", 2, 20);
         assert_eq!(pod.metadata.name.as_deref(), Some("web-2"));
+        assert_eq!(pod.metadata.generate_name.as_deref(), Some("web-"));
         let spec = pod.spec.as_ref().unwrap();
         assert_eq!((spec.hostname.as_deref(), spec.subdomain.as_deref()), (Some("web-2"), Some("nginx")));
         let volumes = spec.volumes.as_ref().unwrap();

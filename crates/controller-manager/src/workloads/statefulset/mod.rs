@@ -154,13 +154,14 @@ impl Worker {
             // The template went back to what it was: that revision is the newest again.
             (Some(equal), _) => history::renumber(&self.client, equal, next).await?,
             (None, _) => {
-                let labels =
-                    set.spec.as_ref().and_then(|s| s.selector.match_labels.clone()).unwrap_or_default();
+                let template = set.spec.as_ref().and_then(|s| s.template.metadata.as_ref());
+                let labels = template.and_then(|m| m.labels.clone()).unwrap_or_default();
                 let owner = controller_ref(set);
                 history::create(
                     &self.client,
                     |collision| {
-                        history::make(&owner, &set.metadata, labels.clone(), data.clone(), next, collision)
+                        let labels = (labels.clone(), history::HISTORY_HASH);
+                        history::make(&owner, &set.metadata, labels, data.clone(), next, collision)
                     },
                     &mut collisions,
                 )
@@ -212,14 +213,13 @@ impl Worker {
                     }
                 }
             }
-            Step::Delete(name) => match api.delete(name, &DeleteParams::default()).await {
-                Ok(_) => self.note(&object, set, "delete", name, None),
-                Err(e) if has_code(&e, 404) => {}
-                Err(e) => {
-                    self.note(&object, set, "delete", name, Some(&e));
-                    return Err(e);
-                }
-            },
+            Step::Recreate(name) => {
+                let set_name = set.metadata.name.as_deref().unwrap_or_default();
+                let text = format!("StatefulSet {namespace}/{set_name} is recreating failed Pod {name}");
+                self.recorder.warning(&object, "RecreatingFailedPod", text);
+                self.delete(set, &api, name, &object).await?;
+            }
+            Step::Delete(name) => self.delete(set, &api, name, &object).await?,
             Step::Repair(ordinal) => {
                 let name = identity::pod_name(set, *ordinal);
                 let Some(pod) = pods.iter().find(|p| p.metadata.name.as_deref() == Some(&name)) else {
@@ -234,6 +234,24 @@ impl Worker {
                     return Err(e);
                 }
                 self.note(&object, set, "update", &name, None);
+            }
+        }
+        Ok(())
+    }
+
+    async fn delete(
+        &self,
+        set: &StatefulSet,
+        api: &Api<Pod>,
+        name: &str,
+        object: &ObjectReference,
+    ) -> Result<(), kube::Error> {
+        match api.delete(name, &DeleteParams::default()).await {
+            Ok(_) => self.note(object, set, "delete", name, None),
+            Err(e) if has_code(&e, 404) => {}
+            Err(e) => {
+                self.note(object, set, "delete", name, Some(&e));
+                return Err(e);
             }
         }
         Ok(())

@@ -18,6 +18,8 @@ pub(super) enum Step {
         /// Whether of the update revision.
         updated: bool,
     },
+    /// Delete the pod of that name, which has failed, so that it can be made again.
+    Recreate(String),
     /// Delete the pod of that name.
     Delete(String),
     /// Put the identity and storage of the pod with that ordinal right.
@@ -113,7 +115,7 @@ pub(super) fn plan(set: &StatefulSet, pods: &[Arc<Pod>], current: &str, update: 
                 on_update += i32::from(*updated || current == update);
                 on_current += i32::from(!*updated || current == update);
             }
-            Step::Delete(name) => {
+            Step::Delete(name) | Step::Recreate(name) => {
                 if let Some(pod) = pods.iter().find(|p| p.metadata.name.as_deref() == Some(name)) {
                     on_current -= i32::from(pod_revision(pod) == current && created(pod));
                     on_update -= i32::from(pod_revision(pod) == update && created(pod));
@@ -163,7 +165,7 @@ fn steps(
         };
         let name = pod.metadata.name.clone().unwrap_or_default();
         if failed(pod) && !terminating(pod) {
-            steps.push(Step::Delete(name));
+            steps.push(Step::Recreate(name));
             steps.push(create);
             if monotonic {
                 return;
@@ -305,6 +307,6 @@ mod tests {
         let mut failed = (*pod(0, "a", false)).clone();
         failed.status.as_mut().unwrap().phase = Some("Failed".into());
         let plan = plan(&s, &[Arc::new(failed)], "a", "a");
-        assert_eq!(plan.steps, [Step::Delete("web-0".into()), create(0, true)]);
+        assert_eq!(plan.steps, [Step::Recreate("web-0".into()), create(0, true)]);
     }
 }
