@@ -114,9 +114,15 @@ impl EventRecorder {
     }
 }
 
+/// So many events a source may have on an object at once, and after that one each [`SPAM_REFILL`].
+const SPAM_BURST: f64 = 25.0;
+const SPAM_REFILL: Duration = Duration::from_secs(300);
+
 #[derive(Default)]
 struct Correlator {
     written: HashMap<String, Event>,
+    /// By source and object: events that may still be sent, and when that was so.
+    allowed: HashMap<String, (f64, Instant)>,
     similar: HashMap<String, (Instant, Vec<String>)>,
 }
 
@@ -174,8 +180,34 @@ impl Correlator {
         }
     }
 
+    /// Whether an event may be sent: a source that says ever more of one object is not listened to for a while.
+    fn admit(&mut self, event: &Event) -> bool {
+        if self.allowed.len() > CACHE {
+            self.allowed.clear();
+        }
+        let (o, source) = (&event.involved_object, event.source.clone().unwrap_or_default());
+        let parts = [&source.component, &source.host, &o.kind, &o.namespace, &o.name, &o.uid, &o.api_version];
+        let key = parts.map(|p| p.as_deref().unwrap_or_default()).join("\n");
+        let now = Instant::now();
+        let (tokens, at) = self.allowed.entry(key).or_insert((SPAM_BURST, now));
+        let refilled = *tokens + now.duration_since(*at).as_secs_f64() / SPAM_REFILL.as_secs_f64();
+        (*tokens, *at) = (refilled.min(SPAM_BURST), now);
+        let admitted = *tokens >= 1.0;
+        if admitted {
+            *tokens -= 1.0;
+        }
+        admitted
+    }
+
     async fn write(&mut self, client: &Client, mut event: Event) {
         let key = self.correlate(&mut event);
+        if !self.admit(&event) {
+            // It counts all the same.
+            if let Some(old) = self.written.get_mut(&key) {
+                old.count = Some(old.count.unwrap_or(1) + 1);
+            }
+            return;
+        }
         let namespace = event.metadata.namespace.clone().unwrap_or_default();
         let api: Api<Event> = Api::namespaced(client.clone(), &namespace);
         for attempt in 0..3u64 {
@@ -221,6 +253,18 @@ mod tests {
 
     fn event(message: &str) -> Event {
         Event { message: Some(message.into()), reason: Some("R".into()), ..Default::default() }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_source_that_says_too_much_is_not_listened_to() {
+        let mut c = Correlator::default();
+        assert_eq!((0..40).filter(|i| c.admit(&event(&i.to_string()))).count(), 25);
+        let mut other = event("x");
+        other.involved_object.name = Some("other".into());
+        assert!(c.admit(&other));
+        tokio::time::advance(SPAM_REFILL).await;
+        assert!(c.admit(&event("later")));
+        assert!(!c.admit(&event("later")));
     }
 
     #[tokio::test(start_paused = true)]

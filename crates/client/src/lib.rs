@@ -3,6 +3,7 @@
 //! Components are strangers to the API server: they know it only through HTTPS and the public API, with their own
 //! credentials. This crate has what they all need for that and nothing of any one of them.
 
+pub mod backoff;
 pub mod config;
 pub mod events;
 pub mod informer;

@@ -16,6 +16,7 @@ use serde::de::Error;
 use serde::{Deserialize, Deserializer};
 use serde_json::value::RawValue;
 
+use crate::backoff::WatchBackoff;
 use crate::key_of;
 
 /// One object: its name, and all of it as JSON.
@@ -121,7 +122,7 @@ pub(crate) async fn follow(api: Api<Raw>, config: watcher::Config, fed: Arc<dyn 
             tracing::warn!(path, object = key_of(o), "an object that cannot be read: {e}");
         }
     };
-    let mut events = watcher(api, config).default_backoff().boxed();
+    let mut events = watcher(api, config).backoff(WatchBackoff::default()).boxed();
     let mut listed: BTreeSet<String> = BTreeSet::new();
     loop {
         let event = tokio::select! {

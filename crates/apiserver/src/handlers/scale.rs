@@ -39,7 +39,7 @@ fn answer(call: &Call, scale: &Value) -> Result<Response, Status> {
 /// What is missing is the scale, to those built-in kinds that say so.
 fn missing(call: &Call, error: Status) -> Status {
     let of = |group, resource| Status::not_found(group, resource, call.name());
-    match call.endpoint.hub.plural.as_str() {
+    match &*call.endpoint.hub.plural {
         _ if error.code != 404 || call.endpoint.resource.is_custom() => error,
         "deployments" => of("apps", "deployments/scale"),
         "replicasets" => of("apps", "replicasets/scale"),

@@ -16,6 +16,7 @@ use kube::runtime::WatchStreamExt;
 use kube::runtime::watcher::{self, Event, watcher};
 use kube::{Api, Client};
 use parking_lot::{Mutex, RwLock};
+use pilothouse_client::backoff::WatchBackoff;
 use pilothouse_client::{EventRecorder, Queue};
 use pilothouse_component_base::signals::Stop;
 use tokio::sync::{Notify, broadcast, watch};
@@ -223,7 +224,7 @@ impl Collector {
     async fn monitor(self: Arc<Self>, watched: Arc<Watched>, listed: watch::Sender<bool>) {
         let api: Api<PartialObjectMeta<DynamicObject>> =
             Api::all_with(self.client.clone(), &watched.resource);
-        let mut events = watcher(api, watcher::Config::default()).default_backoff().boxed();
+        let mut events = watcher(api, watcher::Config::default()).backoff(WatchBackoff::default()).boxed();
         let definitions = watched.resource.plural == "customresourcedefinitions";
         let mut seen: HashSet<String> = HashSet::new();
         while let Some(event) = events.next().await {
