@@ -278,6 +278,40 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn asks_by_http() {
+        let url = crate::testing::serve(|path, body| match path {
+            "/x/filter" => {
+                assert_eq!(body["Pod"]["metadata"]["name"], "p");
+                assert_eq!(body["NodeNames"], json!(["a", "b"]));
+                json!({"NodeNames": ["b"], "FailedNodes": {"a": "not a"}})
+            }
+            "/x/prioritize" => json!([{"Host": "b", "Score": 10}]),
+            _ => {
+                assert_eq!((&body["PodName"], &body["Node"]), (&json!("p"), &json!("b")));
+                json!({"Error": "the node is gone"})
+            }
+        })
+        .await;
+        let config = ExtenderConfig {
+            url_prefix: format!("{url}/x"),
+            filter_verb: "filter".into(),
+            prioritize_verb: "prioritize".into(),
+            bind_verb: "bind".into(),
+            weight: 3,
+            node_cache_capable: true,
+            ..Default::default()
+        };
+        let e = Extender::new(config).unwrap();
+        let p = pod(json!({"metadata": {"name": "p"}}));
+        let nodes: Vec<Node> =
+            ["a", "b"].map(|n| serde_json::from_value(json!({"metadata": {"name": n}})).unwrap()).to_vec();
+        let filtered = e.filter(&p, &nodes).await.unwrap();
+        assert_eq!((filtered.fit, filtered.failed["a"].as_str()), (vec!["b".to_string()], "not a"));
+        assert_eq!(e.prioritize(&p, &nodes).await.unwrap()["b"], 300);
+        assert_eq!(e.bind(&p, "b").await.unwrap_err(), "the node is gone");
+    }
+
+    #[tokio::test]
     async fn asked_for_the_sake_of_its_resources() {
         let config: ExtenderConfig = serde_json::from_value(json!({"urlPrefix": "http://127.0.0.1:1/x",
             "managedResources": [{"name": "example.com/gpu", "ignoredByScheduler": true}], "httpTimeout": 1000000000}))

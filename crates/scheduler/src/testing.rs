@@ -100,3 +100,35 @@ pub(crate) fn scores(
     score.normalize(&nodes, &mut scores);
     scores
 }
+
+/// A web server that answers each request's path and body with what `answer` says; its address.
+pub async fn serve(answer: impl Fn(&str, serde_json::Value) -> serde_json::Value + Send + 'static) -> String {
+    use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    tokio::spawn(async move {
+        while let Ok((stream, _)) = listener.accept().await {
+            let mut stream = BufReader::new(stream);
+            let (mut first, mut length) = (String::new(), 0);
+            stream.read_line(&mut first).await.unwrap();
+            loop {
+                let mut line = String::new();
+                stream.read_line(&mut line).await.unwrap();
+                let (name, value) = line.trim().split_once(':').unwrap_or_default();
+                match name.to_ascii_lowercase().as_str() {
+                    "" => break,
+                    "content-length" => length = value.trim().parse().unwrap(),
+                    _ => {}
+                }
+            }
+            let mut body = vec![0; length];
+            stream.read_exact(&mut body).await.unwrap();
+            let path = first.split(' ').nth(1).unwrap_or_default();
+            let text = answer(path, serde_json::from_slice(&body).unwrap()).to_string();
+            let head =
+                "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nConnection: close\r\nContent-Length: ";
+            let _ = stream.write_all(format!("{head}{}\r\n\r\n{text}", text.len()).as_bytes()).await;
+        }
+    });
+    address
+}

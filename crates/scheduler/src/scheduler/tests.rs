@@ -78,6 +78,10 @@ struct World {
 
 impl World {
     fn new(nodes: Vec<Node>) -> World {
+        Self::with_extenders(nodes, Vec::new())
+    }
+
+    fn with_extenders(nodes: Vec<Node>, extenders: Vec<Extender>) -> World {
         let server =
             Arc::new(Server { pods: Informer::new(), version: Mutex::new(0), refuse: Mutex::new(0) });
         let (recorder, events) = EventRecorder::for_test("default-scheduler");
@@ -85,7 +89,7 @@ impl World {
             listers: Arc::new(Listers::default()),
             pods: server.pods.clone(),
             writer: server.clone(),
-            extenders: Arc::default(),
+            extenders: Arc::new(extenders),
             profiles: vec![(Profile::default_for("default-scheduler"), recorder)],
             queue: Queue::default(),
             metrics: Metrics::new(&Registry::default()),
@@ -151,6 +155,62 @@ async fn a_pod_gets_a_node_and_another_waits_until_there_is_room() {
     w.server.pods.remove("ns/a");
     w.settle(2).await;
     assert_eq!(w.on("b").as_deref(), Some("n"));
+}
+
+/// Waits, in real time, until something is so.
+async fn until(what: impl Fn() -> bool) {
+    let limit = Instant::now() + Duration::from_secs(20);
+    while !what() {
+        assert!(Instant::now() < limit, "it did not happen");
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+}
+
+#[tokio::test]
+async fn extenders_have_a_say() {
+    let url = crate::testing::serve(|_, body| {
+        // Pods called "none" may go nowhere, others only to b.
+        let none = body["Pod"]["metadata"]["name"] == "none";
+        let fit: &[&str] = if none { &[] } else { &["b"] };
+        serde_json::json!({"NodeNames": fit, "FailedNodes": {"a": "a is not mine"}})
+    })
+    .await;
+    let config = crate::extender::ExtenderConfig {
+        url_prefix: url,
+        filter_verb: "filter".into(),
+        node_cache_capable: true,
+        ..Default::default()
+    };
+    let nodes = ["a", "b"].map(|n| node(n, Value::Object(Default::default()))).to_vec();
+    let w = World::with_extenders(nodes, vec![Extender::new(config).unwrap()]);
+    for name in ["p", "q"] {
+        w.create(name, cpu("1", 0));
+        until(|| w.on(name).is_some()).await;
+        assert_eq!(w.on(name).as_deref(), Some("b"));
+    }
+    w.create("none", cpu("1", 0));
+    until(|| w.told().iter().any(|(reason, _)| reason == "FailedScheduling")).await;
+    assert_eq!(w.told().last().unwrap().1, "0/2 nodes are available: 1 a is not mine.");
+}
+
+#[tokio::test]
+async fn an_extender_that_does_not_answer_matters_unless_it_may_be_ignored() {
+    let config = |ignorable| crate::extender::ExtenderConfig {
+        url_prefix: "http://127.0.0.1:1".into(),
+        filter_verb: "filter".into(),
+        ignorable,
+        ..Default::default()
+    };
+    let nodes = || vec![node("n", Value::Object(Default::default()))];
+    let w = World::with_extenders(nodes(), vec![Extender::new(config(true)).unwrap()]);
+    w.create("p", cpu("1", 0));
+    until(|| w.on("p").is_some()).await;
+    let w = World::with_extenders(nodes(), vec![Extender::new(config(false)).unwrap()]);
+    w.create("p", cpu("1", 0));
+    until(|| !w.told().is_empty()).await;
+    let (reason, text) = w.told().remove(0);
+    assert_eq!(reason, "FailedScheduling");
+    assert!(text.contains("Post \"http://127.0.0.1:1/filter\""), "{text}");
 }
 
 #[tokio::test(start_paused = true)]
