@@ -180,6 +180,17 @@ impl Queue {
         s.nominated.remove(key);
     }
 
+    /// Takes a pod out if it waits for something to change; whether it did.
+    pub fn take_parked(&self, key: &str) -> bool {
+        let mut s = self.state.lock();
+        let parked = matches!(s.places.get(key), Some(Place::Unschedulable));
+        if parked {
+            s.take(key);
+            s.nominated.remove(key);
+        }
+        parked
+    }
+
     /// Puts a pod back that was tried in `cycle` and failed. `node` is being made free for it.
     pub fn put_back(&self, mut queued: Queued, cycle: u64, node: Option<&str>) {
         let mut s = self.state.lock();

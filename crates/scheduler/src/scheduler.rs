@@ -137,6 +137,14 @@ impl Scheduler {
             }
             (_, Some(new)) if !self.is_ours(new) => self.queue.delete(&key_of(&**new)),
             (None, Some(new)) => self.queue.add(Arc::new(PodInfo::new(new.clone()))),
+            // Its deletion would have it tried at once, and that is over before it begins.
+            (Some(old), Some(new))
+                if old.metadata.deletion_timestamp.is_none()
+                    && new.metadata.deletion_timestamp.is_some()
+                    && self.queue.take_parked(&key_of(&**new)) =>
+            {
+                self.skip_deleted(new);
+            }
             (Some(old), Some(new)) => {
                 // What we are binding changes by our own doing.
                 if !self.cluster.lock().is_assumed(&key_of(&**new)) {
@@ -149,6 +157,15 @@ impl Scheduler {
             }
             (Some(old), None) => self.queue.delete(&key_of(&**old)),
             (None, None) => {}
+        }
+    }
+
+    /// Tells that a pod is not scheduled because it is being deleted.
+    fn skip_deleted(&self, pod: &Pod) {
+        let name = pod.spec.as_ref().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
+        if let Some(events) = self.events.get(name) {
+            let text = format!("skip schedule deleting pod: {}", key_of(pod));
+            events.warning(&reference(pod, &()), "FailedScheduling", text);
         }
     }
 
@@ -195,10 +212,9 @@ impl Scheduler {
         let begin = Instant::now();
         let pod = queued.pod.clone();
         let name = pod.spec().and_then(|s| s.scheduler_name.as_deref()).unwrap_or("default-scheduler");
-        let (Some(profile), Some(events)) = (self.profiles.get(name), self.events.get(name)) else { return };
+        let Some(profile) = self.profiles.get(name) else { return };
         if pod.terminating {
-            let text = format!("skip schedule deleting pod: {}", pod.key);
-            return events.warning(&reference(&*pod.pod, &()), "FailedScheduling", text);
+            return self.skip_deleted(&pod.pod);
         }
         if self.cluster.lock().is_assumed(&pod.key) {
             return;

@@ -214,6 +214,18 @@ async fn an_extender_that_does_not_answer_matters_unless_it_may_be_ignored() {
 }
 
 #[tokio::test(start_paused = true)]
+async fn a_pod_that_is_deleted_while_it_waits_is_skipped() {
+    let w = World::new(vec![node("n", Value::Object(Default::default()))]);
+    w.create("a", cpu("30", 0));
+    w.settle(1).await;
+    w.server.change("ns/a", |p| p["metadata"]["deletionTimestamp"] = "2020-01-01T00:00:00Z".into()).unwrap();
+    w.server.pods.remove("ns/a");
+    w.settle(1).await;
+    assert_eq!(w.told()[1].1, "skip schedule deleting pod: ns/a");
+    assert_eq!(w.scheduler.queue.lengths(), (0, 0, 0));
+}
+
+#[tokio::test(start_paused = true)]
 async fn a_node_that_grows_or_comes_is_used() {
     let w = World::new(vec![]);
     w.create("a", cpu("6", 0));
