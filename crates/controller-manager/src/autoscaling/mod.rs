@@ -3,6 +3,7 @@
 //!
 //! <https://kubernetes.io/docs/tasks/run-application/horizontal-pod-autoscale/>
 
+mod compute;
 pub mod horizontal;
 pub mod metrics;
 pub mod rate;
