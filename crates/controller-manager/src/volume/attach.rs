@@ -54,11 +54,9 @@ struct Use {
     alone: bool,
 }
 
-impl Use {
-    /// As nodes' statuses name it.
-    fn unique_name(&self) -> String {
-        format!("kubernetes.io/csi/{}^{}", self.driver, self.handle)
-    }
+/// As nodes' statuses name a volume.
+fn unique_name(driver: &str, handle: &str) -> String {
+    format!("kubernetes.io/csi/{driver}^{handle}")
 }
 
 /// The name of a volume's attachment to a node, as the original makes it.
@@ -321,7 +319,7 @@ impl Worker {
     fn unique_name(&self, driver: &str, volume: &str) -> Option<String> {
         let volume = self.volumes.get(volume)?;
         let handle = &volume.spec.as_ref()?.csi.as_ref()?.volume_handle;
-        Some(format!("kubernetes.io/csi/{driver}^{handle}"))
+        Some(unique_name(driver, handle))
     }
 
     fn tell(
@@ -452,7 +450,8 @@ mod tests {
         let all = want(&pods, "ReadWriteOnce", true);
         assert_eq!(all.keys().cloned().collect::<Vec<_>>(), [place("a")]);
         assert_eq!(all[&place("a")].pods.len(), 2);
-        assert_eq!(all[&place("a")].unique_name(), "kubernetes.io/csi/d.example.com^h");
+        let used = &all[&place("a")];
+        assert_eq!(unique_name(&used.driver, &used.handle), "kubernetes.io/csi/d.example.com^h");
         assert!(want(&pods, "ReadWriteOnce", false).is_empty());
     }
 
