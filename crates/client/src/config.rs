@@ -40,6 +40,15 @@ pub async fn load(path: &Path) -> Result<Config, Error> {
     Ok(config)
 }
 
+/// The same for a program that calls itself `user_agent`.
+pub async fn load_named(path: &Path, user_agent: &str) -> Result<Config, Error> {
+    let mut config = load(path).await?;
+    if let Ok(v) = user_agent.parse() {
+        config.headers.push((http_user_agent(), v));
+    }
+    Ok(config)
+}
+
 /// A client for a kubeconfig's current context; `user_agent` is what the server's audit log and managed fields show.
 pub async fn connect(path: &Path, user_agent: &str) -> Result<Client, Error> {
     connect_limited(path, user_agent, None).await
@@ -47,11 +56,7 @@ pub async fn connect(path: &Path, user_agent: &str) -> Result<Client, Error> {
 
 /// The same, held to a limit where there is one.
 pub async fn connect_limited(path: &Path, user_agent: &str, limit: Option<Limit>) -> Result<Client, Error> {
-    let mut config = load(path).await?;
-    if let Ok(v) = user_agent.parse() {
-        config.headers.push((http_user_agent(), v));
-    }
-    client(config, limit)
+    client(load_named(path, user_agent).await?, limit)
         .map_err(|source| Error::Client { path: path.display().to_string(), source: Box::new(source) })
 }
 

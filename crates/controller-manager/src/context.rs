@@ -64,7 +64,7 @@ impl Context {
             found.insert(c.kind, served::find(&client, c).await?);
         }
         let impersonal = match config.use_service_account_credentials {
-            true => Some(pilothouse_client::config::load(&config.kubeconfig).await?),
+            true => Some(pilothouse_client::config::load_named(&config.kubeconfig, crate::NAME).await?),
             false => None,
         };
         Ok(Context {

@@ -73,7 +73,8 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     Ok(())
 }
 
-const NAME: &str = "kube-controller-manager";
+/// What we are called.
+pub(crate) const NAME: &str = "kube-controller-manager";
 
 fn identity() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();

@@ -14,13 +14,15 @@ use serde_json::Value;
 
 use super::replicas::{PodMetric, PodMetrics};
 
+const NOT_SERVED: &str = "the server could not find the requested resource";
+
 /// What Go's client says of a failed call: the server's message, or, where the answer is no `Status` (nobody serves
 /// that path), a text made from the code.
 pub fn failure(error: &kube::Error, call: &str) -> String {
     match error {
         kube::Error::Api(s) if s.reason == "Failed to parse error data" => {
             let text = match s.code {
-                404 => "the server could not find the requested resource",
+                404 => NOT_SERVED,
                 503 => "the server is currently unable to handle the request",
                 500 => "an error on the server has prevented the request from succeeding",
                 _ => {
@@ -32,7 +34,10 @@ pub fn failure(error: &kube::Error, call: &str) -> String {
             };
             format!("{text} ({call})")
         }
-        other => crate::control::message(other),
+        other => match crate::control::message(other) {
+            text if text == NOT_SERVED => format!("{NOT_SERVED} ({call})"),
+            text => text,
+        },
     }
 }
 
@@ -227,6 +232,8 @@ mod tests {
             answer(503),
             "the server is currently unable to handle the request (get pods.metrics.k8s.io)"
         );
+        let status = Status::failure(NOT_SERVED, "NotFound").with_code(404);
+        assert_eq!(failure(&kube::Error::Api(status.boxed()), "get x"), format!("{NOT_SERVED} (get x)"));
         let status = Status::failure("pods is forbidden", "Forbidden").with_code(403);
         assert_eq!(failure(&kube::Error::Api(status.boxed()), "x"), "pods is forbidden");
     }
