@@ -103,7 +103,6 @@ impl Election {
                     lease_transitions: Some(0),
                     ..Default::default()
                 }),
-                ..Default::default()
             };
             return match api.create(&PostParams::default(), &lease).await {
                 Ok(_) => Ok(true),

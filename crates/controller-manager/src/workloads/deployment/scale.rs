@@ -138,7 +138,11 @@ pub(super) fn shrink_old(
             continue;
         }
         let unhealthy = *size - rs.status.as_ref().and_then(|s| s.available_replicas).unwrap_or(0);
-        let down = (max_down - cleaned).min(unhealthy).max(0);
+        // It was scaled down and its status is from before that: what is available is not known until it changes.
+        if unhealthy < 0 {
+            return Vec::new();
+        }
+        let down = (max_down - cleaned).min(unhealthy);
         *size -= down;
         cleaned += down;
     }
@@ -202,6 +206,17 @@ mod tests {
             numbers(&shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new))),
             [("o".into(), 2)]
         );
+    }
+
+    #[test]
+    fn a_status_from_before_the_last_scaling_says_nothing() {
+        let d = deployment(5, 3, 2);
+        let new = rs("nn", 3, 0, 8);
+        let old = rs("o", 5, 8, 8);
+        assert!(shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new)).is_empty());
+        let old = rs("o", 5, 5, 8);
+        let steps = shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new));
+        assert_eq!(numbers(&steps), [("o".into(), 3)]);
     }
 
     #[test]
