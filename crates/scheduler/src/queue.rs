@@ -180,15 +180,15 @@ impl Queue {
         s.nominated.remove(key);
     }
 
-    /// Takes a pod out if it waits for something to change; whether it did.
-    pub fn take_parked(&self, key: &str) -> bool {
+    /// Takes a pod out if it was tried and waits for something to change or for its time; whether it did.
+    pub fn take_waiting(&self, key: &str) -> bool {
         let mut s = self.state.lock();
-        let parked = matches!(s.places.get(key), Some(Place::Unschedulable));
-        if parked {
+        let waiting = matches!(s.places.get(key), Some(Place::Unschedulable | Place::Backoff(_)));
+        if waiting {
             s.take(key);
             s.nominated.remove(key);
         }
-        parked
+        waiting
     }
 
     /// Puts a pod back that was tried in `cycle` and failed. `node` is being made free for it.

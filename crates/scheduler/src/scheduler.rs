@@ -141,7 +141,7 @@ impl Scheduler {
             (Some(old), Some(new))
                 if old.metadata.deletion_timestamp.is_none()
                     && new.metadata.deletion_timestamp.is_some()
-                    && self.queue.take_parked(&key_of(&**new)) =>
+                    && self.queue.take_waiting(&key_of(&**new)) =>
             {
                 self.skip_deleted(new);
             }
