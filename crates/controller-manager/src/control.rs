@@ -514,7 +514,7 @@ mod tests {
                 "spec": {"containers": [], "nodeName": node},
                 "status": {"phase": phase, "conditions": [{"type": "Ready", "status": if ready {"True"} else {"False"}}]}})))
         };
-        let mut pods = vec![
+        let mut pods = [
             (make("ready-crowded", Some("a"), "Running", true), 2),
             (make("ready", Some("b"), "Running", true), 1),
             (make("running", Some("a"), "Running", false), 1),

@@ -85,12 +85,12 @@ impl Worker {
                 return Ok(());
             }
         };
-        if let Some(deadline) = cron_job.spec.starting_deadline_seconds {
-            if scheduled.as_second() + deadline < now.as_second() {
-                let text = format!("Missed scheduled time to start a job: {}", go_time(scheduled));
-                self.recorder.warning(&object, "MissSchedule", text);
-                return Ok(());
-            }
+        if let Some(deadline) = cron_job.spec.starting_deadline_seconds
+            && scheduled.as_second() + deadline < now.as_second()
+        {
+            let text = format!("Missed scheduled time to start a job: {}", go_time(scheduled));
+            self.recorder.warning(&object, "MissSchedule", text);
+            return Ok(());
         }
         let active = cron_job.status.as_ref().and_then(|s| s.active.clone()).unwrap_or_default();
         match cron_job.spec.concurrency_policy.as_deref() {
@@ -290,10 +290,10 @@ fn due(cron_job: &CronJob, now: Timestamp) -> Result<Option<Timestamp>, Unschedu
     let created = cron_job.metadata.creation_timestamp.as_ref().map(|t| t.0);
     let mut earliest = last.or(created).unwrap_or(now);
     // What is too late to start is not looked at: that also bounds the count.
-    if let Some(deadline) = spec.starting_deadline_seconds {
-        if let Ok(limit) = Timestamp::from_second(now.as_second().saturating_sub(deadline)) {
-            earliest = earliest.max(limit);
-        }
+    if let Some(deadline) = spec.starting_deadline_seconds
+        && let Ok(limit) = Timestamp::from_second(now.as_second().saturating_sub(deadline))
+    {
+        earliest = earliest.max(limit);
     }
     match schedule.missed(earliest, now) {
         None => Ok(None),

@@ -1,5 +1,9 @@
 //! Which pods stand behind a service: Endpoints and EndpointSlices.
 
+#[expect(
+    clippy::module_inception,
+    reason = "the controller is of Endpoints, the folder of all kinds of them"
+)]
 pub mod endpoints;
 pub mod mirroring;
 pub mod ports;

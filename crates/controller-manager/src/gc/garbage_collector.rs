@@ -535,7 +535,7 @@ impl Collector {
             .buffer_unordered(10)
             .collect::<Vec<_>>()
             .await;
-        for failed in results.into_iter().filter_map(Result::err) {
+        if let Some(failed) = results.into_iter().find_map(Result::err) {
             tracing::debug!(owner = owner.name, "orphaning: {}", error_text(&failed));
             return Err(failed);
         }

@@ -35,11 +35,11 @@ pub fn observe(old: Option<&Health>, node: &Node, lease: Option<&Lease>, now: Ti
     };
     let before = old.and_then(|o| o.renewed);
     let mut renewed = before;
-    if let Some(at) = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref()).map(|t| t.0) {
-        if before.is_none_or(|b| b < at) {
-            renewed = Some(at);
-            probed = now;
-        }
+    if let Some(at) = lease.and_then(|l| l.spec.as_ref()?.renew_time.as_ref()).map(|t| t.0)
+        && before.is_none_or(|b| b < at)
+    {
+        renewed = Some(at);
+        probed = now;
     }
     Health { ready, probed, renewed }
 }

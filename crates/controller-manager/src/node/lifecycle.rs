@@ -272,13 +272,13 @@ impl Monitor {
         let mut health = health::observe(self.health.get(&name), node, lease.as_deref(), now);
         let observed = health.ready.as_ref().map_or("Unknown", |c| c.status.as_str()).to_string();
         let mut updated = node.clone();
-        if health::is_silent(&health, self.grace, self.startup_grace, now) {
-            if let Some(conditions) = health::unknown_conditions(node, now) {
-                // Remembered even where the write fails, so that time goes on counting.
-                self.health.insert(name.clone(), health.clone());
-                updated = self.write_conditions(node, conditions).await?;
-                health.ready = condition(&updated, "Ready").cloned();
-            }
+        if health::is_silent(&health, self.grace, self.startup_grace, now)
+            && let Some(conditions) = health::unknown_conditions(node, now)
+        {
+            // Remembered even where the write fails, so that time goes on counting.
+            self.health.insert(name.clone(), health.clone());
+            updated = self.write_conditions(node, conditions).await?;
+            health.ready = condition(&updated, "Ready").cloned();
         }
         let current = health.ready.as_ref().map(|c| c.status.clone());
         self.health.insert(name.clone(), health);

@@ -57,10 +57,10 @@ fn requested(c: &PersistentVolumeClaim) -> Option<Quantity> {
 /// Why a volume that a user chose cannot be the claim's.
 pub(super) fn misfit(v: &PersistentVolume, c: &PersistentVolumeClaim) -> Option<&'static str> {
     let (vs, cs) = (v.spec.clone().unwrap_or_default(), c.spec.clone().unwrap_or_default());
-    if let (Some(want), Some(have)) = (requested(c), capacity(v)) {
-        if have < want {
-            return Some("requested PV is too small");
-        }
+    if let (Some(want), Some(have)) = (requested(c), capacity(v))
+        && have < want
+    {
+        return Some("requested PV is too small");
     }
     if volume_class(v) != claim_class(c) {
         return Some("storageClassName does not match");

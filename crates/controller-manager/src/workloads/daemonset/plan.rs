@@ -173,7 +173,7 @@ impl Scene<'_> {
         let has_available = |n: &&Arc<Node>| {
             by_node.get(name_of(n)).is_some_and(|l| l.iter().any(|p| self.is_available(p) && !is_going(p)))
         };
-        let mut unavailable =
+        let unavailable =
             self.nodes.iter().filter(|n| fit(self.set, n) == Fit::Run).filter(|n| !has_available(n)).count();
         let (available, broken): (Vec<Arc<Pod>>, Vec<Arc<Pod>>) = by_node
             .values()
@@ -182,13 +182,7 @@ impl Scene<'_> {
             .map(|p| (*p).clone())
             .partition(|p| self.is_available(p));
         let mut plan = Plan { delete: broken, ..Default::default() };
-        for pod in available {
-            if unavailable >= max_unavailable {
-                break;
-            }
-            plan.delete.push(pod);
-            unavailable += 1;
-        }
+        plan.delete.extend(available.into_iter().take(max_unavailable.saturating_sub(unavailable)));
         plan
     }
 

@@ -194,11 +194,9 @@ impl Worker {
     async fn roll(&self, d: &Deployment, sets: &[Arc<ReplicaSet>]) -> Result<Option<Duration>, kube::Error> {
         let (d, new, old) = self.sets_of(d, sets, true).await?;
         let all: Vec<_> = old.iter().cloned().chain(new.clone()).collect();
-        if let Some(n) = &new {
-            if let Some((rs, target)) = scale::grow_new(&d, &all, n) {
-                self.scale_to(&d, &rs, target).await?;
-                return self.finish(&d, &all, new.as_ref()).await;
-            }
+        if let Some((rs, target)) = new.as_ref().and_then(|n| scale::grow_new(&d, &all, n)) {
+            self.scale_to(&d, &rs, target).await?;
+            return self.finish(&d, &all, new.as_ref()).await;
         }
         let steps = scale::shrink_old(&d, &all, &old, new.as_ref());
         if !steps.is_empty() {

@@ -193,9 +193,11 @@ mod tests {
         assert_eq!(grow_new(&d, &all, &new).unwrap().1, 3);
         let new = rs("nn", 3, 0, 13);
         let all = [old.clone(), new.clone()];
-        assert_eq!(numbers(&shrink_old(&d, &all, &[old.clone()], Some(&new))), [("o".into(), 8)]);
+        assert_eq!(numbers(&shrink_old(&d, &all, std::slice::from_ref(&old), Some(&new))), [("o".into(), 8)]);
         let old = rs("o", 8, 8, 13);
-        assert!(shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new)).is_empty());
+        assert!(
+            shrink_old(&d, &[old.clone(), new.clone()], std::slice::from_ref(&old), Some(&new)).is_empty()
+        );
     }
 
     #[test]
@@ -203,7 +205,7 @@ mod tests {
         let d = deployment(3, 1, 0);
         let (old, new) = (rs("o", 3, 1, 4), rs("nn", 1, 1, 4));
         assert_eq!(
-            numbers(&shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new))),
+            numbers(&shrink_old(&d, &[old.clone(), new.clone()], std::slice::from_ref(&old), Some(&new))),
             [("o".into(), 2)]
         );
     }
@@ -213,9 +215,11 @@ mod tests {
         let d = deployment(5, 3, 2);
         let new = rs("nn", 3, 0, 8);
         let old = rs("o", 5, 8, 8);
-        assert!(shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new)).is_empty());
+        assert!(
+            shrink_old(&d, &[old.clone(), new.clone()], std::slice::from_ref(&old), Some(&new)).is_empty()
+        );
         let old = rs("o", 5, 5, 8);
-        let steps = shrink_old(&d, &[old.clone(), new.clone()], &[old.clone()], Some(&new));
+        let steps = shrink_old(&d, &[old.clone(), new.clone()], std::slice::from_ref(&old), Some(&new));
         assert_eq!(numbers(&steps), [("o".into(), 3)]);
     }
 

@@ -253,7 +253,7 @@ mod tests {
     fn goes_from_progressing_to_available_and_stays() {
         let now = Timestamp::now();
         let new = rs(2, 1);
-        let s = rollout(&deployment(json!({})), &[new.clone()], Some(&new), now);
+        let s = rollout(&deployment(json!({})), std::slice::from_ref(&new), Some(&new), now);
         assert_eq!(condition(&s, "Available").unwrap().status, "False");
         assert_eq!(condition(&s, "Progressing").unwrap().reason.as_deref(), Some("ReplicaSetUpdated"));
         assert_eq!(
@@ -262,11 +262,11 @@ mod tests {
         );
         let new = rs(2, 2);
         let d = deployment(serde_json::to_value(&s).unwrap());
-        let s = rollout(&d, &[new.clone()], Some(&new), now);
+        let s = rollout(&d, std::slice::from_ref(&new), Some(&new), now);
         assert_eq!(condition(&s, "Progressing").unwrap().reason.as_deref(), Some("NewReplicaSetAvailable"));
         assert_eq!(s.unavailable_replicas, None);
         let d = deployment(serde_json::to_value(&s).unwrap());
-        assert_eq!(rollout(&d, &[new.clone()], Some(&new), now), s);
+        assert_eq!(rollout(&d, std::slice::from_ref(&new), Some(&new), now), s);
     }
 
     #[test]
@@ -277,11 +277,11 @@ mod tests {
              "lastUpdateTime": "2024-01-01T00:00:00Z", "lastTransitionTime": "2024-01-01T00:00:00Z"}]}));
         let new = rs(2, 0);
         let early = "2024-01-01T00:00:30Z".parse().unwrap();
-        let s = rollout(&d, &[new.clone()], Some(&new), early);
+        let s = rollout(&d, std::slice::from_ref(&new), Some(&new), early);
         assert_eq!(condition(&s, "Progressing").unwrap().status, "True");
         assert_eq!(look_again(&d, &s, early), Some(Duration::from_secs(31)));
         let late = "2024-01-01T00:01:01Z".parse().unwrap();
-        let s = rollout(&d, &[new.clone()], Some(&new), late);
+        let s = rollout(&d, std::slice::from_ref(&new), Some(&new), late);
         assert_eq!(condition(&s, "Progressing").unwrap().reason.as_deref(), Some("ProgressDeadlineExceeded"));
         assert_eq!(look_again(&d, &s, late), None);
     }

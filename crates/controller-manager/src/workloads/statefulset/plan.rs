@@ -173,7 +173,8 @@ fn steps(
             continue;
         }
         if monotonic && (terminating(pod) || !running_and_ready(pod)) {
-            if !terminating(pod) && !(identity_matches(set, pod, n) && storage_matches(set, pod, n)) {
+            let right = identity_matches(set, pod, n) && storage_matches(set, pod, n);
+            if !terminating(pod) && !right {
                 steps.push(Step::Repair(n));
             }
             return;
