@@ -51,16 +51,8 @@ impl ApiServer {
             ),
             Store::Etcd => {
                 let (etcd, url) = start_etcd(&path("etcd"))?;
-                // Servers on one etcd share a key, so it has to be given.
-                let (private, public) = pilothouse_pki::authority::service_account_key()?;
-                fs::write(path("sa.key"), private)?;
-                fs::write(path("sa.pub"), public)?;
-                let flags = vec![
-                    format!("--etcd-servers={url}"),
-                    format!("--service-account-key-file={}", path("sa.pub").display()),
-                    format!("--service-account-signing-key-file={}", path("sa.key").display()),
-                ];
-                (Some(etcd), flags)
+                let data = format!("--data-dir={}", path("data").display());
+                (Some(etcd), vec![format!("--etcd-servers={url}"), data])
             }
         };
         let port = free_port();

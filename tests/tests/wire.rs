@@ -45,7 +45,7 @@ macro_rules! exchanges {
     };
 }
 
-exchanges!(access, custom_resources, discovery, faults, lists, objects, patches, subresources, watches);
+exchanges!(access, custom_resources, discovery, faults, lists, objects, patches, subresources, updates, watches);
 
 #[test]
 fn every_file_of_exchanges_is_played() {
@@ -63,6 +63,7 @@ fn every_file_of_exchanges_is_played() {
         "objects",
         "patches",
         "subresources",
+        "updates",
         "watches",
     ];
     assert_eq!(files, known.map(|k| format!("{k}.json")));

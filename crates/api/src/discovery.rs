@@ -158,11 +158,16 @@ fn by_name(a: &Value, b: &Value) -> Ordering {
 
 /// `/api/v1` and `/apis/<group>/<version>`: `APIResourceList`. Nothing where nothing is served there.
 pub fn api_resource_list(scheme: &Scheme, group: &str, version: &str) -> Option<Value> {
-    let mut resources: Vec<Value> = scheme.group_version(group, version).flat_map(|r| entries(r)).collect();
+    let mut served: Vec<&Resource> = scheme.group_version(group, version).map(|r| &**r).collect();
+    served.sort_by(|a, b| a.plural.cmp(&b.plural));
+    let mut resources: Vec<Value> = served.iter().flat_map(|r| entries(r)).collect();
     if resources.is_empty() {
         return None;
     }
-    resources.sort_by(by_name);
+    // Subresources of custom resources stay in their own order.
+    if !served.iter().any(|r| r.is_custom()) {
+        resources.sort_by(by_name);
+    }
     let mut list = json!({
         "kind": "APIResourceList",
         "groupVersion": api_version(group, version),
@@ -219,8 +224,13 @@ fn entries(r: &Resource) -> Vec<Value> {
 }
 
 /// Aggregated discovery (`APIGroupDiscoveryList`, version `v2` or `v2beta1`) of groups: of [`groups`] for `/apis`, of
-/// the core group for `/api`.
-pub fn aggregated(scheme: &Scheme, groups: &[Group], version: &str) -> Value {
+/// the core group for `/api`. `others` knows versions that other servers serve.
+pub fn aggregated(
+    scheme: &Scheme,
+    groups: &[Group],
+    version: &str,
+    others: impl Fn(&str, &str) -> Option<Value>,
+) -> Value {
     let items: Vec<Value> = groups
         .iter()
         .map(|g| {
@@ -228,8 +238,13 @@ pub fn aggregated(scheme: &Scheme, groups: &[Group], version: &str) -> Value {
                 .versions
                 .iter()
                 .map(|(v, _)| {
-                    let resources = scheme.group_version(&g.name, v).map(|r| aggregated_resource(r));
-                    json!({"version": v, "resources": resources.collect::<Value>(), "freshness": "Current"})
+                    let own: Vec<Value> =
+                        scheme.group_version(&g.name, v).map(|r| aggregated_resource(r)).collect();
+                    if own.is_empty() {
+                        others(&g.name, v).unwrap_or_else(|| json!({"version": v, "freshness": "Stale"}))
+                    } else {
+                        json!({"version": v, "resources": own, "freshness": "Current"})
+                    }
                 })
                 .collect();
             let metadata = if g.name.is_empty() { json!({}) } else { json!({"name": g.name}) };
@@ -247,6 +262,42 @@ pub fn aggregated(scheme: &Scheme, groups: &[Group], version: &str) -> Value {
 /// The core group, for [`aggregated`].
 pub fn core_group() -> Group {
     Group { name: String::new(), priority: 18000, versions: vec![("v1".into(), 1)] }
+}
+
+/// A version in aggregated discovery, from the APIResourceList of the server that serves it.
+pub fn aggregated_version(list: &Value, group: &str, version: &str) -> Value {
+    let text = |entry: &Value, field: &str, or: &str| {
+        let said = entry[field].as_str().unwrap_or_default();
+        Value::from(if said.is_empty() { or } else { said })
+    };
+    let described = |entry: &Value, what: &str, name: &str| {
+        let kind = json!({"group": text(entry, "group", group), "version": text(entry, "version", version),
+            "kind": text(entry, "kind", "")});
+        json!({what: name, "responseKind": kind, "verbs": entry["verbs"]})
+    };
+    let entries = list["resources"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let name = |entry: &Value| entry["name"].as_str().unwrap_or_default().to_string();
+    let mut resources = Vec::new();
+    for entry in entries.iter().filter(|e| !name(e).contains('/')) {
+        let plural = name(entry);
+        let mut out = described(entry, "resource", &plural);
+        out["scope"] = if entry["namespaced"] == true { "Namespaced" } else { "Cluster" }.into();
+        out["singularResource"] = text(entry, "singularName", "");
+        for field in ["shortNames", "categories"] {
+            if entry[field].is_array() {
+                out[field] = entry[field].clone();
+            }
+        }
+        let subresources: Vec<Value> = entries
+            .iter()
+            .filter_map(|e| Some(described(e, "subresource", name(e).strip_prefix(&format!("{plural}/"))?)))
+            .collect();
+        if !subresources.is_empty() {
+            out["subresources"] = subresources.into();
+        }
+        resources.push(out);
+    }
+    json!({"version": version, "resources": resources, "freshness": "Current"})
 }
 
 fn aggregated_resource(r: &Resource) -> Value {

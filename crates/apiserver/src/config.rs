@@ -193,6 +193,8 @@ pub struct Config {
     pub kubernetes_service_node_port: u16,
     /// `lease`, `master-count`, `none`.
     pub endpoint_reconciler: String,
+    /// Certificate and key by which extension API servers and webhooks know this server.
+    pub proxy_client: Option<(PathBuf, PathBuf)>,
     /// Kubelets.
     pub kubelet: Kubelet,
     /// Audit log.
@@ -339,6 +341,7 @@ impl Config {
             etcd_prefix: unquoted(flags, "etcd-prefix"),
             compaction_interval: flags.duration("etcd-compaction-interval"),
             data_dir,
+            proxy_client: path("proxy-client-cert-file").zip(path("proxy-client-key-file")),
             bind: SocketAddr::new(bind_ip, secure_port),
             advertise_address,
             cert_dir: PathBuf::from(unquoted(flags, "cert-dir")),

@@ -23,6 +23,10 @@ pub async fn dispatch(
     context: Arc<RequestContext>,
     body: RequestBody,
 ) -> Result<Response, Status> {
+    let path = &context.info.path;
+    if let Some(service) = state.aggregator.responsible(&state.registry, &*state.objects, path) {
+        return state.aggregator.forward(&*state.objects, &context, body, &service).await;
+    }
     if context.info.is_resource {
         return handlers::handle(state, context, body).await;
     }
@@ -45,7 +49,7 @@ pub async fn dispatch(
             }
             discovery_answer(&state, &context, document)
         }
-        ["openapi", "v2"] => state.openapi.v2(&state.registry, &context).await,
+        ["openapi", "v2"] => state.openapi.v2(&state, &context).await,
         ["openapi", "v3", rest @ ..] if state.release > Release::V1_20 => {
             state.openapi.v3(&state.registry, &context, &rest.join("/")).await
         }
@@ -88,7 +92,8 @@ fn discovery_document(
         ["version"] => Some(Discovery::plain(serde_json::to_value(state.release.info()).unwrap_or_default())),
         ["api"] => Some(match aggregated {
             Some(v) => {
-                Discovery::aggregated(discovery::aggregated(&scheme, &[discovery::core_group()], v), v)
+                let core = [discovery::core_group()];
+                Discovery::aggregated(discovery::aggregated(&scheme, &core, v, |_, _| None), v)
             }
             None => {
                 let port = state.address.port();
@@ -100,16 +105,22 @@ fn discovery_document(
             }
         }),
         ["apis"] => {
-            let groups = discovery::groups(&scheme);
+            let mut groups = discovery::groups(&scheme);
+            state.aggregator.add_groups(&*state.objects, &mut groups);
             Some(match aggregated {
-                Some(v) => Discovery::aggregated(discovery::aggregated(&scheme, &groups, v), v),
+                Some(v) => {
+                    let others =
+                        |group: &str, version: &str| state.aggregator.documents.discovery(group, version);
+                    Discovery::aggregated(discovery::aggregated(&scheme, &groups, v, others), v)
+                }
                 None => Discovery::plain(discovery::api_group_list(&groups)),
             })
         }
-        ["apis", group] => discovery::groups(&scheme)
-            .iter()
-            .find(|g| g.name == *group)
-            .map(|g| Discovery::plain(discovery::api_group(g))),
+        ["apis", group] => {
+            let mut groups = discovery::groups(&scheme);
+            state.aggregator.add_groups(&*state.objects, &mut groups);
+            groups.iter().find(|g| g.name == *group).map(|g| Discovery::plain(discovery::api_group(g)))
+        }
         ["api", version] => discovery::api_resource_list(&scheme, "", version).map(Discovery::plain),
         ["apis", group, version] => {
             discovery::api_resource_list(&scheme, group, version).map(Discovery::plain)

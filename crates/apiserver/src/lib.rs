@@ -5,6 +5,7 @@
 //! ([`request`]) and is passed on.
 
 pub mod admission;
+pub mod aggregation;
 pub mod apiservices;
 pub mod audit;
 pub mod authentication;
@@ -32,6 +33,7 @@ pub mod options;
 pub mod outbound;
 pub mod pod_references;
 pub mod proxy;
+pub mod raw;
 pub mod registry;
 pub mod request;
 pub mod request_info;

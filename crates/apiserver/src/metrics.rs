@@ -117,9 +117,8 @@ impl ServerMetrics {
             long_name,
         };
         registry.register(|r| {
-            // The library adds `_total` to a counter's name, as OpenMetrics has it.
             r.register(
-                "apiserver_request",
+                "apiserver_request_total",
                 "Counter of apiserver requests broken out for each verb, dry run value, group, version, resource, scope, component, and HTTP response code",
                 m.requests.clone(),
             );

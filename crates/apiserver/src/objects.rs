@@ -100,7 +100,8 @@ impl Objects for ServerObjects {
     ) -> Result<Arc<Value>, Status> {
         let endpoint = self.endpoint(group, resource)?;
         let context = self.registry.context(&endpoint.hub, "");
-        let target = Target { endpoint: &endpoint, namespace, context: &context, special: self.special() };
+        let target =
+            Target { endpoint: &endpoint, namespace, context: &context, special: self.special(), raw: None };
         let mut object = endpoint
             .hub
             .decode_value(fields::typed(&endpoint, &object))
@@ -127,7 +128,8 @@ impl Objects for ServerObjects {
     ) -> Result<Arc<Value>, Status> {
         let endpoint = self.endpoint(group, resource)?;
         let context = self.registry.context(&endpoint.hub, subresource);
-        let target = Target { endpoint: &endpoint, namespace, context: &context, special: self.special() };
+        let target =
+            Target { endpoint: &endpoint, namespace, context: &context, special: self.special(), raw: None };
         let mut attempt = endpoint.storage.attempt(&key(namespace, name));
         loop {
             let Some(current) = attempt.current().cloned() else {

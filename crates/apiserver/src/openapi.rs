@@ -13,6 +13,7 @@ use crate::negotiate;
 use crate::registry::Registry;
 use crate::request::{RequestContext, Response};
 use crate::respond;
+use crate::state::ServerState;
 
 /// The documents, with the kinds that they are of.
 #[derive(Default)]
@@ -56,17 +57,22 @@ impl OpenApi {
     }
 
     /// Answers `/openapi/v2`. The document is made apart from the connections' threads: it takes a while.
-    pub async fn v2(&self, registry: &Registry, context: &RequestContext) -> Result<Response, Status> {
+    pub async fn v2(&self, state: &Arc<ServerState>, context: &RequestContext) -> Result<Response, Status> {
         let accept = context.header(header::ACCEPT);
         let wants =
             |media: &str| accept.split(',').any(|part| part.split(';').next().unwrap_or("").trim() == media);
-        let documents = self.documents(registry);
+        let documents = self.documents(&state.registry);
+        let (own, all) = (documents.clone(), state.clone());
+        let merged = on_blocking(move || all.aggregator.documents.merged(|| own.v2_json())).await?;
         let (media, body) = if wants(PROTOBUF) && !wants("application/json") {
-            (PROTOBUF_ANSWER, on_blocking(move || documents.v2_protobuf()).await?)
+            (PROTOBUF_ANSWER, protobuf(documents, merged).await?)
         } else if accept.is_empty() || wants("application/json") || wants("*/*") || wants("application/*") {
-            ("application/json", on_blocking(move || documents.v2_json()).await?)
+            match merged {
+                Some((json, _)) => ("application/json", json),
+                None => ("application/json", on_blocking(move || documents.v2_json()).await?),
+            }
         } else if wants(PROTOBUF) {
-            (PROTOBUF_ANSWER, on_blocking(move || documents.v2_protobuf()).await?)
+            (PROTOBUF_ANSWER, protobuf(documents, merged).await?)
         } else {
             return Err(negotiate::not_acceptable(&[negotiate::Media::Json]));
         };
@@ -97,6 +103,13 @@ impl OpenApi {
                 .insert(header::CACHE_CONTROL, HeaderValue::from_static("public, immutable"));
         }
         Ok(response)
+    }
+}
+
+async fn protobuf(documents: Arc<Documents>, merged: Option<(Bytes, Bytes)>) -> Result<Bytes, Status> {
+    match merged {
+        Some((_, protobuf)) => Ok(protobuf),
+        None => on_blocking(move || documents.v2_protobuf()).await,
     }
 }
 

@@ -56,6 +56,10 @@ impl Codec for ResourceCodec {
         (self.hub.group.is_empty() && &*self.hub.plural == "pods").then_some("spec.nodeName")
     }
 
+    fn raw_field(&self) -> Option<&'static str> {
+        self.hub.as_kind().and_then(|kind| kind.raw_field).map(|field| field.name)
+    }
+
     fn keep_parsed(&self) -> bool {
         self.keep_parsed
     }

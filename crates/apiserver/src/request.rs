@@ -368,6 +368,24 @@ pub struct AdmissionRequest {
     pub options: Value,
     /// Whether nothing will be stored.
     pub dry_run: bool,
+    /// What the client is to be told beside the answer.
+    pub warnings: Warnings,
+}
+
+/// Texts for `Warning` headers, as plug-ins collect them.
+#[derive(Debug, Clone, Default)]
+pub struct Warnings(Arc<Mutex<Vec<String>>>);
+
+impl Warnings {
+    /// Adds one.
+    pub fn add(&self, text: &str) {
+        self.0.lock().push(text.to_string());
+    }
+
+    /// Takes all.
+    pub fn take(&self) -> Vec<String> {
+        std::mem::take(&mut *self.0.lock())
+    }
 }
 
 /// An admission plug-in (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>).

@@ -115,18 +115,23 @@ impl Server {
     }
 }
 
-/// Makes a key for service account tokens where none is given. With etcd there may be other servers, which must know
-/// the same key: there it has to be given.
+/// Makes a key for service account tokens where none is given, below `--data-dir`. Servers that share an etcd must know
+/// the same key: several of them have to be given one.
 fn service_account_keys(config: &mut Config) -> anyhow::Result<()> {
     let given =
         config.service_account_signing_key_file.is_some() || !config.service_account_key_files.is_empty();
-    if given || !matches!(config.backend, Backend::Embedded(_)) {
+    if given {
         return Ok(());
     }
     let (key, public) = (config.data_dir.join("sa.key"), config.data_dir.join("sa.pub"));
     if !key.exists() || !public.exists() {
         let (private_pem, public_pem) = authority::service_account_key()?;
-        std::fs::create_dir_all(&config.data_dir)?;
+        std::fs::create_dir_all(&config.data_dir).with_context(|| {
+            format!(
+                "service account keys, which --service-account-key-file may name: {}",
+                config.data_dir.display()
+            )
+        })?;
         files::write_private(&key, private_pem.as_bytes())?;
         files::write_public(&public, public_pem.as_bytes())?;
     }
@@ -162,6 +167,7 @@ async fn after_start(state: Arc<ServerState>, stop: Stop) {
         "scheduling/bootstrap-system-priority-classes",
     ]);
     let registration = tokio::spawn(crate::apiservices::run(state.clone(), stop.clone()));
+    let others = tokio::spawn(crate::aggregation::availability::run(state.clone(), stop.clone()));
     let flows = tokio::spawn(crate::flow_schemas::run(state.clone(), stop.clone()));
     let objects: BoxFuture<'static, ()> = Box::pin(bootstrap::run(state.clone(), stop.clone()));
     objects.await;
@@ -169,6 +175,7 @@ async fn after_start(state: Arc<ServerState>, stop: Stop) {
     stop.wait().await;
     definitions.abort();
     registration.abort();
+    others.abort();
     flows.abort();
 }
 

@@ -8,6 +8,7 @@ use pilothouse_apimachinery::version::Release;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_store::Store;
 
+use crate::aggregation::Aggregator;
 use crate::cache::resource::Window;
 use crate::cache::{Cache, Feed};
 use crate::config::Config;
@@ -56,6 +57,8 @@ pub struct ServerState {
     pub metrics: ServerMetrics,
     /// Health checks.
     pub health: Health,
+    /// Other servers' API groups.
+    pub aggregator: Aggregator,
     /// OpenAPI documents.
     pub openapi: OpenApi,
     /// Tells long-running requests to end.
@@ -98,6 +101,7 @@ impl ServerState {
             limits: Limits::new(config.max_requests, config.max_mutating_requests),
             metrics: ServerMetrics::new(config.release),
             health: Health::new(store.clone(), STORE_HEALTH),
+            aggregator: Aggregator::new(config.proxy_client.as_ref()).map_err(fault)?,
             openapi: OpenApi::default(),
             store,
             drain,

@@ -7,12 +7,14 @@ use bytes::Bytes;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_store::{Error, Expect, KeyValue, Outcome, Range, RangeResult, Store, prefix_end};
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::cache::Cache;
 use crate::cache::entry::{Codec, Entry, serialize_rest};
 use crate::cache::pending::Prepared;
 use crate::cache::resource::ResourceCache;
 use crate::handlers::version;
+use crate::raw;
 
 /// How long a read waits for the cache to catch up with the store.
 const CATCH_UP: Duration = Duration::from_secs(10);
@@ -128,22 +130,20 @@ impl Storage {
         let tail = std::str::from_utf8(kv.key.get(skip..)?).ok()?;
         match self.objects.get(tail) {
             Some(e) if e.revision == kv.mod_revision => Some(e),
-            _ => {
-                let codec: &dyn Codec = &*self.encode;
-                let object = codec.decode(&kv.value).ok()?;
-                Some(Arc::new(Entry::new(codec, tail, kv.mod_revision, Arc::new(object), None)))
-            }
+            _ => Entry::stored(&*self.encode, tail, kv.mod_revision, &kv.value).ok().map(Arc::new),
         }
     }
 
-    fn prepare(&self, object: Value) -> Arc<Prepared> {
+    /// `text`: that of the resource's raw field, where it is not to be written anew.
+    fn prepare(&self, object: Value, text: Option<&RawValue>) -> Arc<Prepared> {
+        let text = self.encode.raw_field().zip(text).filter(|(name, _)| object.get(*name).is_some());
         match self.encode.stored(&object) {
             Stored::Same { kind, api_version } => {
                 let mut bytes =
                     format!("{{\"kind\":\"{kind}\",\"apiVersion\":\"{api_version}\",\"metadata\":{{")
                         .into_bytes();
                 let at = bytes.len();
-                bytes.extend_from_slice(&serialize_rest(&object));
+                bytes.extend_from_slice(&serialize_rest(&object, text));
                 Arc::new(Prepared::new(bytes.into(), Arc::new(object), Some(at)))
             }
             Stored::Converted(mut value) => {
@@ -161,10 +161,11 @@ impl Storage {
         &self,
         key: &str,
         object: Value,
+        text: Option<&RawValue>,
         expect: Expect,
     ) -> Result<Result<Arc<Entry>, Option<KeyValue>>, Status> {
         let full = self.cache.key(&self.prefix, key);
-        let prepared = self.prepare(object);
+        let prepared = self.prepare(object, text);
         self.cache.pending().add(&full, &prepared);
         let outcome = self.store.put(full.clone(), prepared.stored.clone(), expect, self.encode.ttl()).await;
         match outcome {
@@ -180,9 +181,14 @@ impl Storage {
         }
     }
 
-    /// Creates an object; none where the key is taken.
-    pub async fn create(&self, key: &str, object: Value) -> Result<Option<Arc<Entry>>, Status> {
-        Ok(self.put(key, object, Expect::Absent).await?.ok())
+    /// Creates an object; none where the key is taken. `text` is that of its raw field, if it was sent as JSON.
+    pub async fn create(
+        &self,
+        key: &str,
+        object: Value,
+        text: Option<&RawValue>,
+    ) -> Result<Option<Arc<Entry>>, Status> {
+        Ok(self.put(key, object, text, Expect::Absent).await?.ok())
     }
 
     /// Begins to change an object, from its state in the cache.
@@ -238,7 +244,10 @@ impl Attempt {
 
     /// Writes what was computed. None where somebody was faster: compute again from [`Attempt::current`].
     pub async fn write(&mut self, object: Value) -> Result<Option<Arc<Entry>>, Status> {
-        match self.storage.put(&self.key, object, self.expect()).await? {
+        // The raw field cannot change: what it is called by now is what it was called at first.
+        let text =
+            self.storage.encode.raw_field().and_then(|name| raw::member(self.current.as_ref()?.body(), name));
+        match self.storage.put(&self.key, object, text.as_deref(), self.expect()).await? {
             Ok(entry) => {
                 self.current = Some(entry.clone());
                 Ok(Some(entry))
@@ -328,8 +337,8 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn what_is_written_can_be_read() {
         let (s, task) = storage();
-        let made = s.create("ns/a", pod(1)).await.unwrap().unwrap();
-        assert!(s.create("ns/a", pod(2)).await.unwrap().is_none());
+        let made = s.create("ns/a", pod(1), None).await.unwrap().unwrap();
+        assert!(s.create("ns/a", pod(2), None).await.unwrap().is_none());
         let read = s.get("ns/a").await.unwrap().unwrap();
         assert_eq!((read.revision, read.body()), (made.revision, made.body()));
         let (raw, _) = s.store.get(b"/registry/pods/ns/a").await.unwrap();
@@ -343,7 +352,7 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn losers_compute_again() {
         let (s, task) = storage();
-        s.create("ns/a", pod(0)).await.unwrap();
+        s.create("ns/a", pod(0), None).await.unwrap();
         s.catch_up().await.unwrap();
         let mut one = s.attempt("ns/a");
         let mut two = s.attempt("ns/a");
@@ -364,7 +373,7 @@ pub(crate) mod tests {
     async fn old_states_are_read_from_the_store() {
         let (s, task) = storage();
         for i in 0..3 {
-            s.create(&format!("ns/{i}"), pod(i)).await.unwrap();
+            s.create(&format!("ns/{i}"), pod(i), None).await.unwrap();
         }
         let then = s.catch_up().await.unwrap();
         let mut a = s.attempt("ns/1");

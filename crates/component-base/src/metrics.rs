@@ -15,15 +15,51 @@ impl Metrics {
         f(&mut self.0.lock())
     }
 
-    /// The text form (version 0.0.4 as Prometheus scrapes it), with the `process_*` metrics of this process.
+    /// Everything in Prometheus' text format 0.0.4, with the `process_*` metrics of this process. A metric has the name
+    /// that it was registered under.
     pub fn encode(&self) -> String {
-        let mut out = String::new();
-        let _ = prometheus_client::encoding::text::encode(&mut out, &self.0.lock());
-        // OpenMetrics' end marker is not part of the 0.0.4 text format.
-        let mut out = out.strip_suffix("# EOF\n").map(String::from).unwrap_or(out);
-        out.push_str(&process());
-        out
+        self.encode_only(|_| true)
     }
+
+    /// The same for the families whose names fit.
+    pub fn encode_only(&self, wanted: impl Fn(&str) -> bool) -> String {
+        let mut open = String::new();
+        // Writing to a String cannot fail.
+        let _ = prometheus_client::encoding::text::encode(&mut open, &self.0.lock());
+        open.push_str(&process());
+        plain(&open, wanted)
+    }
+}
+
+/// The media type of what [`Metrics::encode`] gives.
+pub const TEXT: &str = "text/plain; version=0.0.4; charset=utf-8";
+
+/// OpenMetrics, which the library writes, as Prometheus' own text format: there a counter's samples are called as the
+/// counter is, help texts end as they were given, numbers are Go's, and nothing marks the end.
+fn plain(open: &str, wanted: impl Fn(&str) -> bool) -> String {
+    let mut out = String::with_capacity(open.len());
+    let (mut help, mut counter, mut shown) = ("", None, false);
+    for line in open.lines() {
+        if let Some(text) = line.strip_prefix("# HELP ") {
+            help = text.strip_suffix('.').unwrap_or(text);
+        } else if let Some(family) = line.strip_prefix("# TYPE ") {
+            let (name, kind) = family.split_once(' ').unwrap_or((family, "untyped"));
+            shown = wanted(name);
+            counter = (kind == "counter").then_some(name);
+            if shown {
+                out.push_str(&format!("# HELP {help}\n# TYPE {name} {kind}\n"));
+            }
+        } else if shown && !line.starts_with('#') {
+            let line = match counter.and_then(|name| Some((name, line.strip_prefix(name)?))) {
+                Some((name, rest)) => format!("{name}{}", rest.strip_prefix("_total").unwrap_or(rest)),
+                None => line.to_string(),
+            };
+            let line = line.replacen(".0\"}", "\"}", usize::from(line.contains("le=\"")));
+            out.push_str(line.strip_suffix(".0").unwrap_or(&line));
+            out.push('\n');
+        }
+    }
+    out
 }
 
 fn process() -> String {
@@ -51,4 +87,33 @@ fn process() -> String {
          # TYPE process_start_time_seconds gauge\nprocess_start_time_seconds {}\n",
         boot + start
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use prometheus_client::metrics::counter::Counter;
+    use prometheus_client::metrics::histogram::Histogram;
+
+    use super::*;
+
+    #[test]
+    fn names_are_those_registered() {
+        let metrics = Metrics::default();
+        let (total, odd) = (Counter::<u64>::default(), Counter::<u64>::default());
+        let seconds = Histogram::new([0.5, 1.0]);
+        metrics.register(|r| {
+            r.register("a_total", "How many", total.clone());
+            r.register("kubelet_evictions", "Old name", odd.clone());
+            r.register("b_seconds", "How long", seconds.clone());
+        });
+        total.inc();
+        seconds.observe(2.0);
+        let text = metrics.encode_only(|name| !name.starts_with("process_"));
+        let want = "# HELP a_total How many\n# TYPE a_total counter\na_total 1\n\
+            # HELP kubelet_evictions Old name\n# TYPE kubelet_evictions counter\nkubelet_evictions 0\n\
+            # HELP b_seconds How long\n# TYPE b_seconds histogram\nb_seconds_sum 2\nb_seconds_count 1\n\
+            b_seconds_bucket{le=\"0.5\"} 0\nb_seconds_bucket{le=\"1\"} 0\nb_seconds_bucket{le=\"+Inf\"} 1\n";
+        assert_eq!(text, want);
+        assert!(metrics.encode().contains("\nprocess_open_fds "));
+    }
 }

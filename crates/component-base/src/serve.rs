@@ -14,7 +14,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::server::conn::auto;
 use tokio::net::TcpListener;
 
-use crate::metrics::Metrics;
+use crate::metrics::{self, Metrics};
 use crate::signals::Stop;
 
 /// A named check: `Ok` or why not.
@@ -77,15 +77,18 @@ pub async fn serve(
             tokio::spawn(async move {
                 let service = service_fn(move |req: Request<Incoming>| {
                     let answer = health.answer(req.uri().path(), req.uri().query().unwrap_or(""));
+                    let media = if req.uri().path() == "/metrics" {
+                        metrics::TEXT
+                    } else {
+                        "text/plain; charset=utf-8"
+                    };
                     async move {
                         let (status, body) =
                             answer.unwrap_or((StatusCode::NOT_FOUND, "404 page not found\n".into()));
                         let mut resp = Response::new(Full::new(Bytes::from(body)));
                         *resp.status_mut() = status;
-                        resp.headers_mut().insert(
-                            header::CONTENT_TYPE,
-                            header::HeaderValue::from_static("text/plain; charset=utf-8"),
-                        );
+                        resp.headers_mut()
+                            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media));
                         Ok::<_, Infallible>(resp)
                     }
                 });

@@ -51,11 +51,11 @@ impl Counters {
         let c = Counters::default();
         metrics.register(|r| {
             r.register(
-                "coredns_dns_requests",
+                "coredns_dns_requests_total",
                 "Counter of DNS requests made per protocol.",
                 c.requests.clone(),
             );
-            r.register("coredns_dns_responses", "Counter of response status codes.", c.responses.clone());
+            r.register("coredns_dns_responses_total", "Counter of response status codes.", c.responses.clone());
         });
         c
     }

@@ -117,12 +117,12 @@ impl Metrics {
         into.register(|r| {
             let k = |name: &str| format!("kubelet_{name}");
             r.register(
-                k("runtime_operations"),
+                k("runtime_operations_total"),
                 "Cumulative number of runtime operations by operation type",
                 m.operations.clone(),
             );
             r.register(
-                k("runtime_operations_errors"),
+                k("runtime_operations_errors_total"),
                 "Cumulative number of runtime operation errors by operation type",
                 m.operation_errors.clone(),
             );
@@ -137,7 +137,7 @@ impl Metrics {
                 m.sandbox_seconds.clone(),
             );
             r.register(
-                k("run_podsandbox_errors"),
+                k("run_podsandbox_errors_total"),
                 "Cumulative number of the run_podsandbox operation errors by runtime handler",
                 m.sandbox_errors.clone(),
             );
@@ -203,7 +203,7 @@ impl Metrics {
                 m.cgroup_seconds.clone(),
             );
             r.register(
-                "prober_probe",
+                "prober_probe_total",
                 "Cumulative number of a liveness, readiness or startup probe for a container by result",
                 m.probes.clone(),
             );

@@ -213,13 +213,6 @@ pub fn service_account_key() -> Result<(String, String), Error> {
     Ok((key.serialize_pem(), key.public_key_pem()))
 }
 
-/// The public half of a private key (PEM): its SubjectPublicKeyInfo in DER, and whether it is an RSA key (tokens are
-/// then RS256, else ES256).
-pub fn public_key_info(private_pem: &str) -> Result<(Vec<u8>, bool), Error> {
-    let key = KeyPair::from_pem(private_pem)?;
-    Ok((key.subject_public_key_info(), key.is_compatible(&rcgen::PKCS_RSA_SHA256)))
-}
-
 fn leaf(subject: &Subject, extended: Vec<ExtendedKeyUsagePurpose>) -> Result<CertificateParams, Error> {
     let mut params = CertificateParams::default();
     params.distinguished_name = DistinguishedName::new();

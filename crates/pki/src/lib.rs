@@ -5,5 +5,6 @@
 
 pub mod authority;
 pub mod files;
+pub mod tokens;
 
 pub use authority::{Authority, Error, Issued, Subject, Usage};

@@ -55,7 +55,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
             "The last time proxy rules were successfully synced",
             last_sync.clone(),
         );
-        r.register("kubeproxy_sync_proxy_rules", "Transactions applied", syncs.clone());
+        r.register("kubeproxy_sync_proxy_rules_total", "Transactions applied", syncs.clone());
     });
     let health = Health { checks: Vec::new(), metrics };
     for addr in [config.healthz_bind_address, config.metrics_bind_address].into_iter().flatten() {

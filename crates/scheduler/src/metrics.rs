@@ -56,7 +56,7 @@ impl Metrics {
         };
         registry.register(|r| {
             r.register(
-                "scheduler_schedule_attempts",
+                "scheduler_schedule_attempts_total",
                 "Number of attempts to schedule pods, by the result",
                 m.attempts.clone(),
             );
@@ -82,7 +82,7 @@ impl Metrics {
                 m.pod_attempts.clone(),
             );
             r.register(
-                "scheduler_total_preemption_attempts",
+                "scheduler_preemption_attempts_total",
                 "Total preemption attempts in the cluster till now",
                 m.preemption_attempts.clone(),
             );

@@ -433,9 +433,9 @@ fn conflict_status(conflicts: &Conflicts) -> Status {
 }
 
 /// Reads the body of an apply request, which may be YAML: 400 for what is neither.
-pub fn parse(body: &[u8]) -> Result<Value> {
-    let value: Value =
-        crate::decode::yaml(body).map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
+pub fn parse(release: Release, body: &[u8]) -> Result<Value> {
+    let value: Value = crate::decode::yaml_of(release, body)
+        .map_err(|e| Status::bad_request(format!("error decoding YAML: {e}")))?;
     match value {
         Value::Object(_) => Ok(value),
         Value::Null => Ok(json!({})),

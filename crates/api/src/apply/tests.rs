@@ -266,7 +266,7 @@ fn does_not_fit() {
     other["apiVersion"] = json!("v2");
     let error = with_manager(&live, NEWEST, |f| f.apply(&live, &other, "m", false)).unwrap_err();
     assert_eq!(error.code, 400);
-    assert!(parse(b"- a").is_err() && parse(b"a: [").is_err());
+    assert!(parse(Release::V1_20, b"- a").is_err() && parse(Release::V1_20, b"a: [").is_err());
     assert!(Managed::decode(&json!([{"operation": "Other"}])).is_err());
 }
 

@@ -8,6 +8,7 @@ pub mod naming;
 pub mod objects;
 pub mod prune;
 pub mod schema;
+mod shape;
 pub mod structural;
 pub mod validate;
 

@@ -6,12 +6,11 @@ use std::collections::BTreeSet;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::go;
 use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
-use regex::Regex;
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::schema::Schema;
+pub use super::shape::violations;
 use super::{objects, prune, validate};
-use crate::apply::path::equal;
 
 /// What is asked of a schema: less where an old definition is updated that broke a rule already.
 #[derive(Debug, Clone)]
@@ -60,12 +59,12 @@ const ROOT_FIELDS: &[&str] = &[
 ];
 const ROOT_FIELDS_IN_GO: &str = "[Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example XPreserveUnknownFields]";
 
-fn map_at<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = (&'v String, &'v Value)> {
+pub(super) fn map_at<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = (&'v String, &'v Value)> {
     value.get(name).and_then(Value::as_object).into_iter().flatten()
 }
 
 /// Whether a field is set: Go's zero values are not.
-fn is_set(value: &Value) -> bool {
+pub(super) fn is_set(value: &Value) -> bool {
     match value {
         Value::Null => false,
         Value::Bool(b) => *b,
@@ -275,7 +274,7 @@ fn allowed(s: &Value, path: &Path, place: &Place, rules: &Rules, errors: &mut Er
 }
 
 /// A fault of `type` where an extension asks for another one.
-fn wrong_type(path: &Path, type_: &str, text: &str) -> field::Error {
+pub(super) fn wrong_type(path: &Path, type_: &str, text: &str) -> field::Error {
     if type_.is_empty() {
         field::required(&path.child("type"), text)
     } else {
@@ -412,203 +411,6 @@ fn map_keys(s: &Value, path: &Path) -> ErrorList {
         }
     }
     errors
-}
-
-/// How deep in the schema a node is: the texts differ.
-#[derive(Clone, Copy, PartialEq)]
-enum Level {
-    Root,
-    Item,
-    Field,
-}
-
-/// What keeps a schema from being structural, in the order of the texts.
-pub fn violations(schema: &Value, path: &Path) -> ErrorList {
-    let mut errors = ErrorList::new();
-    invariants(schema, Level::Root, path, &mut errors);
-    junctors(schema, schema, path, path, &mut errors);
-    errors.sort_by_key(ToString::to_string);
-    errors
-}
-
-fn invariants(s: &Value, level: Level, path: &Path, errors: &mut ErrorList) {
-    if !s.is_object() {
-        return;
-    }
-    let type_ = str_at(s, &["type"]);
-    let items = get(s, &["items"]);
-    let embedded = bool_at(s, &["x-kubernetes-embedded-resource"]);
-    let preserve = bool_at(s, &["x-kubernetes-preserve-unknown-fields"]);
-    let int_or_string = bool_at(s, &["x-kubernetes-int-or-string"]);
-    if type_ == "array" && !items.is_object() {
-        errors.push(field::required(&path.child("items"), "must be specified"));
-    }
-    invariants(items, Level::Item, &path.child("items"), errors);
-    for (name, property) in map_at(s, "properties") {
-        invariants(property, Level::Field, &path.child("properties").key(name), errors);
-    }
-    let additional = get(s, &["additionalProperties"]);
-    if !additional.is_null() {
-        let at = path.child("additionalProperties");
-        if level == Level::Root {
-            errors.push(field::forbidden(&at, "must not be used at the root"));
-        }
-        invariants(additional, Level::Field, &at, errors);
-        if embedded {
-            errors.push(field::forbidden(&at, "must not be used if x-kubernetes-embedded-resource is set"));
-        }
-    }
-    for (set, name) in [(preserve, "preserve-unknown-fields"), (embedded, "embedded-resource")] {
-        if int_or_string && set {
-            let at = path.child(&format!("x-kubernetes-{name}"));
-            errors.push(field::invalid(&at, true, "must be false if x-kubernetes-int-or-string is true"));
-        }
-    }
-    value_validation(
-        s,
-        is_int_or_string(s),
-        is_int_or_string(get(s, &["allOf"]).get(0).unwrap_or(&Value::Null)),
-        path,
-        errors,
-    );
-
-    if embedded && type_ != "object" {
-        errors.push(wrong_type(path, type_, "must be object if x-kubernetes-embedded-resource is true"));
-    } else if type_.is_empty() && !int_or_string && !preserve {
-        let text = match level {
-            Level::Root => "must not be empty at the root",
-            Level::Item => "must not be empty for specified array items",
-            Level::Field => "must not be empty for specified object fields",
-        };
-        errors.push(field::required(&path.child("type"), text));
-    }
-    if level == Level::Root && !type_.is_empty() && type_ != "object" {
-        errors.push(field::invalid(&path.child("type"), type_, "must be object at the root"));
-    }
-    if level == Level::Root || embedded {
-        for (name, wanted) in [("kind", "string"), ("apiVersion", "string"), ("metadata", "object")] {
-            if let Some(property) = s.get("properties").and_then(|p| p.get(name)) {
-                let own = str_at(property, &["type"]);
-                if own != wanted {
-                    let at = path.child("properties").key(name).child("type");
-                    errors.push(field::invalid(&at, own, &format!("must be {wanted}")));
-                }
-            }
-        }
-    }
-    if level == Level::Root
-        && let Some(metadata) = s.get("properties").and_then(|p| p.get("metadata"))
-    {
-        let only_names =
-            map_at(metadata, "properties").all(|(name, _)| name == "name" || name == "generateName");
-        let others = metadata.as_object().into_iter().flatten().any(|(name, value)| {
-            is_set(value) && name != "type" && name != "default" && (name != "properties" || !only_names)
-        });
-        if others {
-            let text = "must not specify anything other than name and generateName, but metadata is implicitly specified";
-            errors.push(field::forbidden(&path.child("properties").key("metadata"), text));
-        }
-    }
-    if embedded && !preserve && !is_set(get(s, &["properties"])) {
-        let text = "must not be empty if x-kubernetes-embedded-resource is true without x-kubernetes-preserve-unknown-fields";
-        errors.push(field::required(&path.child("properties"), text));
-    }
-}
-
-/// Whether a node's `anyOf` is the one pattern in which types are allowed: integer or string.
-fn is_int_or_string(s: &Value) -> bool {
-    equal(get(s, &["anyOf"]), &json!([{"type": "integer"}, {"type": "string"}]))
-}
-
-fn value_validation(
-    s: &Value,
-    skip_any_of: bool,
-    skip_first_all_of: bool,
-    path: &Path,
-    errors: &mut ErrorList,
-) {
-    for name in ["anyOf", "allOf", "oneOf"] {
-        if name == "anyOf" && skip_any_of {
-            continue;
-        }
-        for (i, part) in list_at(s, &[name]).iter().enumerate() {
-            nested(part, name == "allOf" && i == 0 && skip_first_all_of, path.child(name).index(i), errors);
-        }
-    }
-    nested(get(s, &["not"]), false, path.child("not"), errors);
-    let pattern = str_at(s, &["pattern"]);
-    if !pattern.is_empty()
-        && let Err(e) = Regex::new(pattern)
-    {
-        let why = e.to_string().lines().last().unwrap_or_default().trim_start_matches("error: ").to_string();
-        let text = format!(
-            "must be a valid regular expression, but isn't: error parsing regexp: {why}: `{pattern}`"
-        );
-        errors.push(field::invalid(&path.child("pattern"), pattern, &text));
-    }
-}
-
-/// A schema under `allOf`, `anyOf`, `oneOf` or `not` only restricts values; it does not describe structure.
-fn nested(s: &Value, skip_any_of: bool, path: Path, errors: &mut ErrorList) {
-    if !s.is_object() {
-        return;
-    }
-    value_validation(s, skip_any_of, false, &path, errors);
-    nested(get(s, &["items"]), false, path.child("items"), errors);
-    for (name, property) in map_at(s, "properties") {
-        nested(property, false, path.child("properties").key(name), errors);
-    }
-    for (name, text) in [
-        ("type", "must be empty to be structural"),
-        ("additionalProperties", "must be undefined to be structural"),
-        ("default", "must be undefined to be structural"),
-        ("title", "must be empty to be structural"),
-        ("description", "must be empty to be structural"),
-        ("nullable", "must be false to be structural"),
-        ("x-kubernetes-preserve-unknown-fields", "must be false to be structural"),
-        ("x-kubernetes-embedded-resource", "must be false to be structural"),
-        ("x-kubernetes-int-or-string", "must be false to be structural"),
-        ("x-kubernetes-list-map-keys", "must be empty to be structural"),
-        ("x-kubernetes-list-type", "must be undefined to be structural"),
-        ("x-kubernetes-map-type", "must be undefined to be structural"),
-    ] {
-        let value = get(s, &[name]);
-        let undefined = text.contains("undefined");
-        if is_set(value) || (undefined && !value.is_null()) {
-            errors.push(field::forbidden(&path.child(name), text));
-        }
-    }
-    if s.get("properties").is_some_and(|p| p.get("metadata").is_some()) {
-        let at = path.child("properties").key("metadata");
-        errors.push(field::forbidden(&at, "must not be specified in a nested context"));
-    }
-}
-
-/// Every field that a junctor speaks of must be in the structure too.
-fn junctors(v: &Value, s: &Value, at: &Path, from: &Path, errors: &mut ErrorList) {
-    complete(get(v, &["not"]), s, at, &from.child("not"), errors);
-    for name in ["allOf", "anyOf", "oneOf"] {
-        for (i, part) in list_at(v, &[name]).iter().enumerate() {
-            complete(part, s, at, &from.child(name).index(i), errors);
-        }
-    }
-}
-
-fn complete(v: &Value, s: &Value, at: &Path, from: &Path, errors: &mut ErrorList) {
-    if !v.is_object() {
-        return;
-    }
-    if !s.is_object() {
-        errors.push(field::required(at, &format!("because it is defined in {from}")));
-        return;
-    }
-    junctors(v, s, at, from, errors);
-    complete(get(v, &["items"]), get(s, &["items"]), &at.child("items"), &from.child("items"), errors);
-    for (name, part) in map_at(v, "properties") {
-        let own = s.get("properties").and_then(|p| p.get(name)).unwrap_or(&Value::Null);
-        let (at, from) = (at.child("properties").key(name), from.child("properties").key(name));
-        complete(part, own, &at, &from, errors);
-    }
 }
 
 /// The faults of defaults: they must keep the schema themselves and have no unknown fields.

@@ -7,8 +7,10 @@
 
 pub mod request;
 mod syntax;
+mod yaml;
 
 pub use syntax::fault as json_fault;
+pub use yaml::{yaml, yaml_of};
 
 use std::cell::RefCell;
 use std::fmt;
@@ -50,40 +52,6 @@ pub fn from_value(schema: Schema, value: Value) -> Result<Decoded, String> {
         return Err("exceeded max depth".into());
     }
     decode(schema, value)
-}
-
-/// Reads YAML (and so JSON) as a JSON value.
-pub fn yaml(text: &[u8]) -> Result<Value, String> {
-    let value: serde_yaml_ng::Value =
-        serde_yaml_ng::from_slice(text).map_err(|e| format!("error converting YAML to JSON: {e}"))?;
-    Ok(from_yaml(value))
-}
-
-fn from_yaml(value: serde_yaml_ng::Value) -> Value {
-    use serde_yaml_ng::Value as Yaml;
-    match value {
-        Yaml::Null => Value::Null,
-        Yaml::Bool(b) => b.into(),
-        Yaml::Number(n) => {
-            let integer = n.as_i64().map(Number::from).or_else(|| n.as_u64().map(Number::from));
-            integer.or_else(|| n.as_f64().and_then(Number::from_f64)).map_or(Value::Null, Value::Number)
-        }
-        Yaml::String(s) => s.into(),
-        Yaml::Sequence(items) => items.into_iter().map(from_yaml).collect(),
-        Yaml::Mapping(map) => map
-            .into_iter()
-            .map(|(k, v)| {
-                let key = match k {
-                    Yaml::String(s) => s,
-                    Yaml::Bool(b) => b.to_string(),
-                    Yaml::Number(n) => n.to_string(),
-                    _ => "null".into(),
-                };
-                (key, from_yaml(v))
-            })
-            .collect(),
-        Yaml::Tagged(tagged) => from_yaml(tagged.value),
-    }
 }
 
 fn decode<'de, D>(schema: Schema, deserializer: D) -> Result<Decoded, String>

@@ -200,7 +200,7 @@ pub fn decode(expected: &Expected<'_>, schema: Schema, body: &[u8], media: Media
             Err(why) => Err(unreadable(expected, body, &why)),
         },
         Media::Yaml => {
-            let value = super::yaml(body).map_err(|why| {
+            let value = super::yaml_of(expected.release, body).map_err(|why| {
                 unrecognized(
                     expected.kind,
                     &format!("couldn't get version/kind; json parse error: {why}"),
@@ -261,7 +261,9 @@ pub fn decode_meta(release: Release, kind: &str, body: &[u8], media: Media) -> R
             Ok(decoded) => decoded.object,
             Err(why) => return Err(unreadable(&Expected::new(release, "", "v1", kind), body, &why)),
         },
-        Media::Yaml => super::yaml(body).and_then(|v| super::from_value(schema, v)).map_err(bad)?.object,
+        Media::Yaml => {
+            super::yaml_of(release, body).and_then(|v| super::from_value(schema, v)).map_err(bad)?.object
+        }
         Media::Protobuf => {
             let envelope = protobuf::open(body).map_err(|e| unrecognized(kind, &e.to_string(), body))?;
             protobuf::decode(schema, &envelope).map_err(|e| bad(e.to_string()))?

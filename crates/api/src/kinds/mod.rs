@@ -167,8 +167,19 @@ pub struct Kind {
     pub columns: &'static [Column],
     /// One row's cells, in the order of `columns`.
     pub row: fn(&Value, &RowContext) -> Vec<Value>,
+    /// A field whose bytes count, if there is one.
+    pub raw_field: Option<RawField>,
     /// The row's conditions: tables grey out the rows of pods that have ended.
     pub row_conditions: fn(&Value) -> Option<Value>,
+}
+
+/// A field whose bytes are kept as they were sent, and must not change.
+#[derive(Debug, Clone, Copy)]
+pub struct RawField {
+    /// Its name, at the top of the object.
+    pub name: &'static str,
+    /// What is said of new bytes.
+    pub changed: fn(&str) -> pilothouse_apimachinery::field::Error,
 }
 
 /// What rows need to know beside the object.
@@ -249,6 +260,7 @@ impl Kind {
             selectable_field_names: &[],
             columns: NAME_AND_AGE,
             row: crate::table::name_and_age,
+            raw_field: None,
             row_conditions: |_| None,
         }
     }

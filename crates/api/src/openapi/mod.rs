@@ -158,6 +158,11 @@ impl Documents {
     }
 }
 
+/// The protobuf form of an OpenAPI v2 document.
+pub fn to_protobuf(document: &Value) -> Vec<u8> {
+    protobuf::encode(document)
+}
+
 /// The hash of a document, for `ETag` and for the URLs of the index.
 pub fn etag(document: &[u8]) -> String {
     Sha256::digest(document).iter().map(|b| format!("{b:02X}")).collect()

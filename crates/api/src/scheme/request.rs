@@ -44,7 +44,7 @@ impl Resource {
     fn decode_custom(&self, body: &[u8], media: Media) -> Result<Decoded> {
         let value = match media {
             Media::Json => serde_json::from_slice(body).map_err(|e| e.to_string()),
-            Media::Yaml => decode::yaml(body),
+            Media::Yaml => decode::yaml_of(self.release, body),
             Media::Protobuf => {
                 return Err(Status::unsupported_media_type(
                     "the body of the request was in an unknown format - accepted media types include: application/json, application/yaml",

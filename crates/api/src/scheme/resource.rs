@@ -139,6 +139,9 @@ impl Resource {
             },
             verbs: s.verbs,
         });
+        let arcs = |names: &[&str]| names.iter().map(|s| Arc::from(*s)).collect::<Vec<Arc<str>>>();
+        // Kinds that have moved to other groups go by their short names there only.
+        let moved = release > Release::V1_20 && version.group == "extensions";
         Resource {
             group: version.group.into(),
             version: version.version.into(),
@@ -147,8 +150,8 @@ impl Resource {
             kind: kind.kind.into(),
             list_kind: format!("{}List", kind.kind).into(),
             namespaced: kind.namespaced,
-            short_names: kind.short_names.iter().map(|s| Arc::from(*s)).collect(),
-            categories: kind.categories.iter().map(|s| Arc::from(*s)).collect(),
+            short_names: if moved { Vec::new() } else { arcs(kind.short_names) },
+            categories: if moved { Vec::new() } else { arcs(kind.categories) },
             verbs: kind.verbs,
             subresources: subresources.collect(),
             release,

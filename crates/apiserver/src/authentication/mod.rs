@@ -2,7 +2,6 @@
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/authentication/>).
 
 pub mod bootstrap_token;
-pub mod keys;
 pub mod oidc;
 pub mod request_header;
 pub mod service_account;

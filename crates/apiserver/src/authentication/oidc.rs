@@ -5,11 +5,11 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pilothouse_pki::tokens::{Jws, from_jwks};
 use serde_json::Value;
 use tokio::time::Instant;
 
 use super::TokenResult;
-use super::keys::{Jws, from_jwks};
 use crate::config;
 use crate::json::{bool_at, has, i64_at, str_at, texts};
 use crate::outbound::Target;

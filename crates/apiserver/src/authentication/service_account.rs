@@ -1,10 +1,10 @@
 //! Service accounts' tokens: those kept in Secrets, and those bound to an object and a time
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/>).
 
+use pilothouse_pki::tokens::{Jws, PublicKey, SigningKey, public_keys_of_file};
 use serde_json::{Value, json};
 
 use super::TokenResult;
-use super::keys::{Jws, PublicKey, SigningKey, public_keys_of_file};
 use crate::config::Config;
 use crate::json::{entry, get, has, i64_at, str_at};
 use crate::request::{Objects, UserInfo};

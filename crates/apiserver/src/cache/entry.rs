@@ -4,7 +4,10 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use serde_json::value::RawValue;
 use serde_json::{Map, Value};
+
+use crate::raw;
 
 /// What the cache must know of a resource to keep its objects. The cache itself knows no kinds.
 pub trait Codec: Send + Sync {
@@ -19,6 +22,11 @@ pub trait Codec: Send + Sync {
 
     /// A field by whose value objects are found without a scan.
     fn indexed_field(&self) -> Option<&str> {
+        None
+    }
+
+    /// A field whose text is kept as it was sent.
+    fn raw_field(&self) -> Option<&'static str> {
         None
     }
 
@@ -55,14 +63,17 @@ pub struct Entry {
 /// The beginning of every body, up to the revision's digits.
 const HEAD: &str = "{\"metadata\":{\"resourceVersion\":\"";
 
+/// The text of a member, to be written in place of its value.
+pub type Text<'a> = (&'static str, &'a RawValue);
+
 /// Everything but `apiVersion` and `kind`, `metadata` first and without its resource version: what follows
 /// `"metadata":{`.
-pub fn serialize_rest(object: &Value) -> Vec<u8> {
+pub fn serialize_rest(object: &Value, text: Option<Text<'_>>) -> Vec<u8> {
     let mut out = Vec::with_capacity(1024);
     let empty = Map::new();
     let metadata = object.get("metadata").and_then(Value::as_object).unwrap_or(&empty);
     let mut first = true;
-    write_members(&mut out, metadata.iter().filter(|(k, _)| *k != "resourceVersion"), &mut first);
+    write_members(&mut out, metadata.iter().filter(|(k, _)| *k != "resourceVersion"), &mut first, None);
     out.push(b'}');
     let others = object.as_object().unwrap_or(&empty);
     first = false;
@@ -70,6 +81,7 @@ pub fn serialize_rest(object: &Value) -> Vec<u8> {
         &mut out,
         others.iter().filter(|(k, _)| !matches!(k.as_str(), "metadata" | "apiVersion" | "kind")),
         &mut first,
+        text,
     );
     out.push(b'}');
     out
@@ -79,6 +91,7 @@ fn write_members<'a>(
     out: &mut Vec<u8>,
     members: impl Iterator<Item = (&'a String, &'a Value)>,
     first: &mut bool,
+    text: Option<Text<'_>>,
 ) {
     for (k, v) in members {
         if !std::mem::take(first) {
@@ -87,7 +100,12 @@ fn write_members<'a>(
         // Writing to memory cannot fail, and every Value is JSON.
         let _ = serde_json::to_writer(&mut *out, k);
         out.push(b':');
-        let _ = serde_json::to_writer(&mut *out, v);
+        match text {
+            Some((name, text)) if k == name => out.extend_from_slice(text.get().as_bytes()),
+            _ => {
+                let _ = serde_json::to_writer(&mut *out, v);
+            }
+        }
     }
 }
 
@@ -116,7 +134,7 @@ impl Entry {
     ) -> Entry {
         let (body, at) = match rest {
             Some(rest) => with_revision(revision, rest),
-            None => with_revision(revision, &serialize_rest(&object)),
+            None => with_revision(revision, &serialize_rest(&object, None)),
         };
         let labels = object
             .pointer("/metadata/labels")
@@ -142,6 +160,16 @@ impl Entry {
             keep,
             forms: Mutex::new(Vec::new()),
         }
+    }
+
+    /// The entry of a stored value.
+    pub fn stored(codec: &dyn Codec, key: &str, revision: u64, value: &[u8]) -> Result<Entry, String> {
+        let object = codec.decode(value)?;
+        let text = codec.raw_field().and_then(|name| Some((name, raw::member(value, name)?)));
+        let rest = text
+            .filter(|(name, _)| object.get(*name).is_some())
+            .map(|(name, text)| serialize_rest(&object, Some((name, &text))));
+        Ok(Entry::new(codec, key, revision, Arc::new(object), rest.as_deref()))
     }
 
     /// The JSON without `apiVersion` and `kind`.

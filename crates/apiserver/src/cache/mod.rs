@@ -167,8 +167,8 @@ impl Cache {
         if let Some(prepared) = self.pending.take(&kv.key, &kv.value) {
             return Some(prepared.entry(&**codec, tail, kv.mod_revision));
         }
-        match codec.decode(&kv.value) {
-            Ok(object) => Some(Arc::new(Entry::new(&**codec, tail, kv.mod_revision, Arc::new(object), None))),
+        match Entry::stored(&**codec, tail, kv.mod_revision, &kv.value) {
+            Ok(entry) => Some(Arc::new(entry)),
             Err(e) => {
                 tracing::warn!(key = %String::from_utf8_lossy(&kv.key), "an object in the store cannot be read: {e}");
                 None

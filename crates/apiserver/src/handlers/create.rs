@@ -5,6 +5,7 @@ use std::sync::Arc;
 use http::StatusCode;
 use pilothouse_apimachinery::status::Status;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use super::Call;
 use super::lifecycle::{self, Target};
@@ -12,6 +13,7 @@ use crate::encode::Object;
 use crate::fields;
 use crate::json::{has, set, str_at};
 use crate::options::WriteOptions;
+use crate::raw;
 use crate::request::{Operation, RequestBody, Response, Write};
 
 /// How often another name is made up when one is taken.
@@ -62,7 +64,8 @@ pub async fn run(call: &Call, object: Value, options: &WriteOptions, kind: &str)
         call.context.warn(warning);
     }
     let context = call.kind_context();
-    let target = call.target(&context);
+    let raw = call.raw.lock().clone();
+    let target = call.target(&context, raw.as_deref());
     let made_up = str_at(&object, &["metadata", "name"]).is_empty();
     let mut tries = if made_up { NAMES } else { 1 };
     loop {
@@ -107,7 +110,7 @@ pub async fn store(target: Target<'_>, mut object: Value, dry_run: bool) -> Resu
         Some(hook) => hook.before_write(write, &mut object).await?,
         None => None,
     };
-    let done = put(endpoint, &key, object, dry_run).await;
+    let done = put(endpoint, &key, object, target.raw, dry_run).await;
     if let Some(settle) = settle {
         settle(matches!(done, Ok(Some(_))) && !dry_run);
     }
@@ -118,6 +121,7 @@ async fn put(
     endpoint: &crate::registry::Endpoint,
     key: &str,
     mut object: Value,
+    raw: Option<&RawValue>,
     dry_run: bool,
 ) -> Result<Option<Object>, Status> {
     endpoint.hub.canonicalize(&mut object);
@@ -131,5 +135,10 @@ async fn put(
         return Err(Status::failure(500, "", "resourceVersion should not be set on objects to be created"));
     }
     set(&mut object, &["apiVersion"], &*endpoint.hub.api_version);
-    Ok(endpoint.storage.create(key, object).await?.map(Object::Entry))
+    // A plug-in may have changed the value meanwhile.
+    let raw = raw.filter(|text| {
+        let field = raw::field(endpoint).and_then(|name| object.get(name));
+        serde_json::from_str::<Value>(text.get()).ok().as_ref() == field
+    });
+    Ok(endpoint.storage.create(key, object, raw).await?.map(Object::Entry))
 }

@@ -7,6 +7,7 @@ use pilothouse_apimachinery::field::{self, Path};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::version::Release;
+use serde_json::value::RawValue;
 use serde_json::{Value, json};
 
 use crate::json::{ensure_object, get, has, i64_at, list_at, set, str_at};
@@ -25,6 +26,8 @@ pub struct Target<'a> {
     pub context: &'a Context,
     /// Storage hooks.
     pub special: &'a SpecialRest,
+    /// The text of the resource's raw field in the request.
+    pub raw: Option<&'a RawValue>,
 }
 
 /// Now, as objects carry it.

@@ -64,7 +64,10 @@ pub async fn read(
         Wanted::Exact(revision) => {
             return pages(call, selection, revision, "", limit).await.map_err(|e| match e {
                 Error::Compacted { .. } => version::list_expired(),
-                Error::Future { newest } => version::too_large(revision, newest),
+                // The store says this, without the cache's patience.
+                Error::Future { .. } => {
+                    Status::failure(500, "", "etcdserver: mvcc: required revision is a future revision")
+                }
                 other => store_failure(other),
             });
         }

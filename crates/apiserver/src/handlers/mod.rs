@@ -18,15 +18,19 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{Method, header};
+use parking_lot::Mutex;
+use pilothouse_api::decode::request::Media;
 use pilothouse_api::kinds::Context;
 use pilothouse_apimachinery::status::Status;
 use serde_json::Value;
+use serde_json::value::RawValue;
 
 use crate::deprecation;
 use crate::encode::{Encoder, media_of};
 use crate::fields;
 use crate::negotiate;
 pub use crate::options::FieldValidation;
+use crate::raw;
 use crate::registry::Endpoint;
 use crate::request::{AdmissionRequest, Operation, RequestBody, RequestContext, Response};
 use crate::state::ServerState;
@@ -43,6 +47,8 @@ pub struct Call {
     pub namespace: String,
     /// Subresource, `""` for the object itself.
     pub subresource: &'static str,
+    /// The text of the resource's raw field, if it has one and the body is JSON that holds it.
+    pub raw: Mutex<Option<Box<RawValue>>>,
 }
 
 /// The names of subresources that generic handlers serve.
@@ -71,12 +77,13 @@ impl Call {
     }
 
     /// What is written, for the functions that prepare and store it.
-    pub fn target<'a>(&'a self, context: &'a Context) -> lifecycle::Target<'a> {
+    pub fn target<'a>(&'a self, context: &'a Context, raw: Option<&'a RawValue>) -> lifecycle::Target<'a> {
         lifecycle::Target {
             endpoint: &self.endpoint,
             namespace: &self.namespace,
             context,
             special: &self.state.special,
+            raw,
         }
     }
 
@@ -127,23 +134,34 @@ impl Call {
             old_object: Value::Null,
             options,
             dry_run,
+            warnings: Default::default(),
         }
     }
 
     /// Lets the plug-ins change the object, or refuse it.
     pub async fn admit(&self, request: &mut AdmissionRequest) -> Result<(), Status> {
+        let mut outcome = Ok(());
         for plugin in &self.state.admission {
-            plugin.admit(request, &*self.state.objects).await?;
+            outcome = plugin.admit(request, &*self.state.objects).await;
+            if outcome.is_err() {
+                break;
+            }
         }
-        Ok(())
+        request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
+        outcome
     }
 
     /// Lets the plug-ins refuse the object.
     pub async fn validate(&self, request: &AdmissionRequest) -> Result<(), Status> {
+        let mut outcome = Ok(());
         for plugin in &self.state.admission {
-            plugin.validate(request, &*self.state.objects).await?;
+            outcome = plugin.validate(request, &*self.state.objects).await;
+            if outcome.is_err() {
+                break;
+            }
         }
-        Ok(())
+        request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
+        outcome
     }
 
     /// 415 where the body is in a form that the endpoint does not read.
@@ -158,6 +176,9 @@ impl Call {
         let decoded = self.endpoint.resource.decode(body, media.decoder())?;
         self.field_faults(validation, decoded.faults, &decoded.object)?;
         let object = decoded.object;
+        if let (Some(field), Media::Json) = (raw::field(&self.endpoint), media.decoder()) {
+            *self.raw.lock() = raw::member(body, field);
+        }
         self.note_request(|| serde_json::to_vec(&object).unwrap_or_default());
         Ok(object)
     }
@@ -265,7 +286,7 @@ pub async fn handle(
         context.warn(warning);
     }
     let verb = info.verb.clone();
-    let call = Call { state, context, endpoint, namespace, subresource };
+    let call = Call { state, context, endpoint, namespace, subresource, raw: Mutex::new(None) };
     match (verb.as_str(), call.subresource) {
         ("get", "scale") => scale::get(&call).await,
         ("update", "scale") => scale::update(&call, body).await,

@@ -17,6 +17,7 @@ use crate::fields;
 use crate::json::{remove, set, str_at};
 use crate::negotiate::unknown_format;
 use crate::options::{FieldValidation, WriteOptions};
+use crate::raw;
 use crate::request::{RequestBody, Response};
 
 /// How often a patch is tried again when the object has been changed meanwhile.
@@ -76,7 +77,7 @@ impl Patch {
         let body = body.collect().await?;
         let is_apply = type_ == PatchType::Apply;
         let options = WriteOptions::read(&call.context, "PatchOptions", Some(is_apply), call.state.release)?;
-        let config = if is_apply { Some(apply::manager::parse(&body)?) } else { None };
+        let config = if is_apply { Some(apply::manager::parse(call.state.release, &body)?) } else { None };
         call.note_request(|| match &config {
             Some(c) => serde_json::to_vec(c).unwrap_or_default(),
             None => body.to_vec(),
@@ -137,7 +138,9 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
         };
         let step = async {
             let object = if patch.is_apply() {
-                apply_to(call, Some(&current), &patch, &options, &manager)?
+                let applied = apply_to(call, Some(&current), &patch, &options, &manager)?;
+                keep_raw(call, &current, &applied);
+                applied
             } else {
                 let object = patched(call, &current, &patch, &options)?;
                 call.track(Some(&current.object()), object, &manager)
@@ -160,6 +163,20 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
             }
         }
     }
+}
+
+/// An apply that changes nothing but who owns what leaves the object as it is, to the byte.
+fn keep_raw(call: &Call, current: &Entry, applied: &Value) {
+    let Some(field) = raw::field(&call.endpoint) else { return };
+    let owned = |object: &Value| {
+        let mut object = object.clone();
+        remove(&mut object, &["apiVersion"]);
+        remove(&mut object, &["kind"]);
+        remove(&mut object, &["metadata", "managedFields"]);
+        object
+    };
+    let same = owned(&current.object()) == owned(applied);
+    *call.raw.lock() = if same { raw::member(current.body(), field) } else { None };
 }
 
 /// What a patch makes of the current object, in the hub version and with its defaults.

@@ -80,7 +80,7 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
             copy(&mut scale, &patch.patched(call, current)?, &["spec", "replicas"]);
             return Ok(scale);
         }
-        patch.patched(call, current)
+        decode_patched(call, patch.patched(call, current)?)
     })
     .await
 }
@@ -97,6 +97,15 @@ fn decode(call: &Call, body: &[u8], media: Media, validation: FieldValidation) -
         return Err(request::strict_error("v1", "Scale", &decoded.faults));
     }
     Ok(decoded.object)
+}
+
+/// Reads a patched document as a scale; 422 where it is none.
+fn decode_patched(call: &Call, document: Value) -> Result<Value, Status> {
+    let shown = document.to_string();
+    let expected = Expected::new(call.state.release, "autoscaling", "v1", "Scale");
+    request::decode_value(&expected, schema(call)?, document).map(|decoded| decoded.object).map_err(|e| {
+        Status::invalid("", "", "", &vec![field::invalid(&Path::new("patch"), shown, &e.message)])
+    })
 }
 
 fn check(call: &Call, scale: &Value) -> Result<(), Status> {

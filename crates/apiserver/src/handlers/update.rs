@@ -13,6 +13,7 @@ use crate::encode::Object;
 use crate::fields;
 use crate::json::{remove, set, str_at};
 use crate::options::WriteOptions;
+use crate::raw;
 use crate::request::{Operation, RequestBody, Response, Write};
 use crate::storage::Attempt;
 
@@ -132,7 +133,8 @@ pub async fn change(
         call.context.warn(warning);
     }
     let context = call.kind_context();
-    let target = call.target(&context);
+    let raw = call.raw.lock().clone();
+    let target = call.target(&context, raw.as_deref());
     if validates_first(call) {
         lifecycle::before_update(target, &mut object, &old)?;
         lifecycle::check_version(target, &mut object, &old)?;
@@ -140,6 +142,7 @@ pub async fn change(
         lifecycle::check_version(target, &mut object, &old)?;
         lifecycle::before_update(target, &mut object, &old)?;
     }
+    raw::check(endpoint, current, &object, raw.as_deref())?;
     request.object = object;
     call.validate(&request).await?;
     let object = std::mem::take(&mut request.object);

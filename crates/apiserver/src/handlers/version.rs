@@ -46,11 +46,10 @@ pub fn continue_token(revision: i64, last: &str) -> String {
 
 fn decode(token: &str) -> Result<(i64, String), String> {
     let bytes = URL_SAFE_NO_PAD.decode(token).map_err(|e| format!("continue key is not valid: {e}"))?;
-    let token: Token =
-        serde_json::from_slice(&bytes).map_err(|e| {
-            let fault = pilothouse_api::decode::json_fault(&bytes).unwrap_or_else(|| e.to_string());
-            format!("continue key is not valid: {fault}")
-        })?;
+    let token: Token = serde_json::from_slice(&bytes).map_err(|e| {
+        let fault = pilothouse_api::decode::json_fault(&bytes).unwrap_or_else(|| e.to_string());
+        format!("continue key is not valid: {fault}")
+    })?;
     if token.v != "meta.k8s.io/v1" {
         return Err(format!(
             "continue key is not valid: server does not recognize this encoded version {:?}",

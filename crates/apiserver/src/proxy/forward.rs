@@ -87,7 +87,8 @@ pub async fn plain(
     send(context, request_headers(context, false), body.into_body(), target, path_and_query, limit).await
 }
 
-async fn send(
+/// Passes a request on with these headers and this body.
+pub async fn send(
     context: &RequestContext,
     headers: HeaderMap,
     body: Body,
@@ -105,6 +106,7 @@ async fn send(
 /// Passes an upgrade on. When the other side agrees, bytes are copied both ways until both have said their last.
 pub async fn upgrade(
     context: &RequestContext,
+    headers: HeaderMap,
     target: &Target,
     path_and_query: &str,
     limit: Duration,
@@ -112,7 +114,6 @@ pub async fn upgrade(
     let Some(client) = context.parts.extensions.get::<OnUpgrade>().cloned() else {
         return Err(Status::bad_request("this connection cannot be upgraded: use HTTP/1.1"));
     };
-    let headers = request_headers(context, true);
     let response = send(context, headers, full(Bytes::new()), target, path_and_query, limit)
         .await
         .map_err(|e| Status::failure(500, "", format!("error dialing backend: {e}")))?;

@@ -7,7 +7,7 @@ use http::header::{self, HeaderValue};
 use pilothouse_apimachinery::status::Status;
 use serde_json::{Value, json};
 
-use super::forward::{passed_on, plain, upgrade, wants_upgrade};
+use super::forward::{passed_on, plain, request_headers, upgrade, wants_upgrade};
 use super::kubelet::{self, Kubelets};
 use crate::json::{i64_at, list_at, str_at};
 use crate::outbound::resolve::{self, Missing};
@@ -173,8 +173,15 @@ async fn proxy(
     let query = context.parts.uri.query().map(|q| format!("?{q}")).unwrap_or_default();
     let rest = rest(raw, !info.namespace.is_empty());
     if wants_upgrade(&context.parts.headers) {
-        return upgrade(&context, &target, &format!("{}{query}", rest.unwrap_or("/")), kubelets.timeout)
-            .await;
+        let headers = request_headers(&context, true);
+        return upgrade(
+            &context,
+            headers,
+            &target,
+            &format!("{}{query}", rest.unwrap_or("/")),
+            kubelets.timeout,
+        )
+        .await;
     }
     let Some(rest) = rest else {
         // Relative links need the slash.

@@ -50,6 +50,7 @@ async fn admit(
         old_object: Value::Null,
         options: Value::Null,
         dry_run: false,
+        warnings: Default::default(),
     };
     admission::run(state, &mut request).await
 }

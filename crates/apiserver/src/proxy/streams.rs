@@ -5,7 +5,7 @@ use std::sync::Arc;
 use pilothouse_apimachinery::status::Status;
 use serde_json::{Value, json};
 
-use super::forward::{upgrade, wants_upgrade};
+use super::forward::{request_headers, upgrade, wants_upgrade};
 use super::kubelet::Kubelets;
 use crate::json::{containers, get, list_at, str_at};
 use crate::request::{RequestBody, RequestContext, Response};
@@ -123,7 +123,7 @@ async fn connect(
     if !wants_upgrade(&context.parts.headers) {
         return Err(Status::bad_request("Upgrade request required"));
     }
-    upgrade(&context, &target, &path, kubelets.timeout).await
+    upgrade(&context, request_headers(&context, true), &target, &path, kubelets.timeout).await
 }
 
 /// Registers the handlers.

@@ -92,6 +92,7 @@ async fn bind(
         old_object: Value::Null,
         options: Value::Null,
         dry_run: context.param("dryRun") == Some("All"),
+        warnings: Default::default(),
     };
     admission::run(&state, &mut request).await?;
     let now = Timestamp::now().rfc3339();

@@ -104,6 +104,7 @@ async fn evict(
         old_object: Value::Null,
         options: Value::Null,
         dry_run,
+        warnings: Default::default(),
     };
     admission::run(&state, &mut request).await?;
     if !serves_nobody(&pod) {

@@ -120,6 +120,7 @@ async fn create(
         old_object: Value::Null,
         options: Value::Null,
         dry_run: context.param("dryRun") == Some("All"),
+        warnings: Default::default(),
     };
     admission::run(&state, &mut request).await?;
     let mut object = request.object;

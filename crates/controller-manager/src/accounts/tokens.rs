@@ -6,16 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use base64::Engine;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use jsonwebtoken::{Algorithm, EncodingKey, Header};
 use k8s_openapi::ByteString;
 use k8s_openapi::api::core::v1::{ObjectReference, Secret, ServiceAccount};
 use kube::api::{DeleteParams, ObjectMeta, PostParams, Preconditions};
 use kube::{Api, Client};
 use pilothouse_client::{Change, Informer, Queue, key_of};
+use pilothouse_pki::tokens::SigningKey;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::context::Context;
 use crate::control::{has_code, is_terminating_namespace};
@@ -30,8 +27,7 @@ const LAST_AUTOMATIC: u32 = 23;
 
 /// Signs tokens.
 struct Signer {
-    header: Header,
-    key: EncodingKey,
+    key: SigningKey,
     root_ca: Option<Vec<u8>>,
 }
 
@@ -40,29 +36,18 @@ enum Error {
     #[error(transparent)]
     Api(#[from] kube::Error),
     #[error("token: {0}")]
-    Token(#[from] jsonwebtoken::errors::Error),
+    Token(String),
 }
 
 impl Signer {
     fn load(context: &Context) -> anyhow::Result<Option<Signer>> {
         let Some(file) = &context.config.service_account_private_key_file else { return Ok(None) };
-        let pem = pilothouse_pki::files::read(file)?;
-        let bad = |e: String| anyhow::anyhow!("{}: {e}", file.display());
-        let (public, rsa) =
-            pilothouse_pki::authority::public_key_info(&pem).map_err(|e| bad(e.to_string()))?;
-        let (algorithm, key) = if rsa {
-            (Algorithm::RS256, EncodingKey::from_rsa_pem(pem.as_bytes()))
-        } else {
-            (Algorithm::ES256, EncodingKey::from_ec_pem(pem.as_bytes()))
-        };
-        let mut header = Header::new(algorithm);
-        header.typ = None;
-        header.kid = Some(URL_SAFE_NO_PAD.encode(Sha256::digest(public)));
+        let key = SigningKey::load(file).map_err(anyhow::Error::msg)?;
         let root_ca = match &context.config.root_ca_file {
             Some(f) => Some(pilothouse_pki::files::read(f)?.into_bytes()),
             None => None,
         };
-        Ok(Some(Signer { header, key: key.map_err(|e| bad(e.to_string()))?, root_ca }))
+        Ok(Some(Signer { key, root_ca }))
     }
 
     fn token(&self, account: &ServiceAccount, secret: &str) -> Result<String, Error> {
@@ -76,7 +61,7 @@ impl Signer {
             "kubernetes.io/serviceaccount/service-account.uid": account.metadata.uid,
             "sub": format!("system:serviceaccount:{namespace}:{name}"),
         });
-        Ok(jsonwebtoken::encode(&self.header, &claims, &self.key)?)
+        self.key.sign(&claims).map_err(Error::Token)
     }
 
     /// What a token secret of that name must hold, given what it holds; `None` where it holds it.
@@ -312,15 +297,15 @@ fn suffix() -> String {
 
 #[cfg(test)]
 mod tests {
+    use base64::Engine;
+
     use super::*;
 
     fn signer() -> Signer {
         let (private, _) = pilothouse_pki::authority::service_account_key().unwrap();
-        Signer {
-            header: Header::new(Algorithm::RS256),
-            key: EncodingKey::from_rsa_pem(private.as_bytes()).unwrap(),
-            root_ca: Some(b"CA".to_vec()),
-        }
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), private).unwrap();
+        Signer { key: SigningKey::load(file.path()).unwrap(), root_ca: Some(b"CA".to_vec()) }
     }
 
     #[test]
@@ -357,7 +342,9 @@ mod tests {
         assert_eq!(filled["namespace"].0, b"ns");
         assert_eq!(signer.fill(&account, "extra", &filled).unwrap(), None);
         let token = String::from_utf8(filled["token"].0.clone()).unwrap();
-        let claims = URL_SAFE_NO_PAD.decode(token.split('.').nth(1).unwrap()).unwrap();
+        let claims = base64::engine::general_purpose::URL_SAFE_NO_PAD
+            .decode(token.split('.').nth(1).unwrap())
+            .unwrap();
         let claims: serde_json::Value = serde_json::from_slice(&claims).unwrap();
         assert_eq!(claims["sub"], "system:serviceaccount:ns:x");
         assert_eq!(claims["kubernetes.io/serviceaccount/secret.name"], "extra");

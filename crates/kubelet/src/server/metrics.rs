@@ -44,7 +44,7 @@ impl Requests {
         };
         into.register(|m| {
             m.register(
-                "kubelet_http_requests",
+                "kubelet_http_requests_total",
                 "Number of the http requests received since the server started",
                 r.total.clone(),
             );
@@ -107,61 +107,6 @@ pub fn labels(method: &str, path: &str, read_only: bool) -> Labels {
     }
 }
 
-/// Counters that have always been called so, without `_total`.
-const PLAIN: [&str; 2] = ["kubelet_evictions", "kubelet_pleg_discard_events"];
-
-/// The families whose names fit, in Prometheus' own text format. The library writes OpenMetrics, in which a counter's
-/// family lacks the `_total` that its samples have.
-pub fn text(encoded: &str, wanted: impl Fn(&str) -> bool) -> String {
-    let mut out = String::with_capacity(encoded.len());
-    let mut family = Form::default();
-    let mut help = None;
-    for line in encoded.lines() {
-        if let Some(rest) = line.strip_prefix("# HELP ") {
-            help = rest.split_once(' ');
-        } else if let Some(rest) = line.strip_prefix("# TYPE ") {
-            let (name, type_) = rest.split_once(' ').unwrap_or((rest, "untyped"));
-            family = Form::new(name, type_, wanted(name));
-            if family.wanted {
-                let text = help.filter(|(n, _)| *n == name).map_or("", |(_, h)| h);
-                // The library ends each help text with a dot of its own.
-                out.push_str(&format!(
-                    "# HELP {0} {1}\n# TYPE {0} {type_}\n",
-                    family.shown,
-                    text.trim_end_matches('.')
-                ));
-            }
-        } else if !line.starts_with('#') && family.wanted && !line.is_empty() {
-            if family.plain
-                && let Some(rest) = line.strip_prefix(&format!("{}_total", family.name))
-            {
-                out.push_str(&format!("{}{rest}\n", family.name));
-            } else {
-                out.push_str(line);
-                out.push('\n');
-            }
-        }
-    }
-    out
-}
-
-#[derive(Default)]
-struct Form {
-    name: String,
-    shown: String,
-    plain: bool,
-    wanted: bool,
-}
-
-impl Form {
-    fn new(name: &str, type_: &str, wanted: bool) -> Form {
-        let plain = PLAIN.contains(&name);
-        let counted = type_ == "counter" && !plain && !name.ends_with("_total");
-        let shown = if counted { format!("{name}_total") } else { name.to_string() };
-        Form { name: name.to_string(), shown, plain, wanted }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -180,7 +125,7 @@ mod tests {
             pod_uid: "u".into(),
         });
         m.runtime_operation("version", Duration::from_millis(1), false);
-        let all = text(&base.encode(), |n| !n.starts_with("prober_"));
+        let all = base.encode_only(|n| !n.starts_with("prober_"));
         assert!(all.contains("# TYPE kubelet_runtime_operations_total counter\n"), "{all}");
         assert!(
             all.contains("# TYPE kubelet_evictions counter\nkubelet_evictions{eviction_signal="),
@@ -188,7 +133,7 @@ mod tests {
         );
         assert!(all.contains("# TYPE process_open_fds gauge\n"));
         assert!(!all.contains("prober"));
-        let probes = text(&base.encode(), |n| n.starts_with("prober_"));
+        let probes = base.encode_only(|n| n.starts_with("prober_"));
         assert!(probes.starts_with("# HELP prober_probe_total "), "{probes}");
         assert!(probes.contains("\n# TYPE prober_probe_total counter\nprober_probe_total{"), "{probes}");
     }

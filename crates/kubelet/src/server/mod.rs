@@ -116,12 +116,12 @@ impl Port {
                 answer::json(&summary::summary(node, &*stats.sample().await, small))
             }
             Route::Metrics => {
-                let mut text = metrics::text(&all.encode(), |name| !name.starts_with("prober_"));
+                let mut text = all.encode_only(|name| !name.starts_with("prober_"));
                 text.push_str(&prometheus::logs(&stats.watch().borrow()));
                 answer::of(200, answer::METRICS, text)
             }
             Route::ProbeMetrics => {
-                let text = metrics::text(&all.encode(), |name| name.starts_with("prober_"));
+                let text = all.encode_only(|name| name.starts_with("prober_"));
                 answer::of(200, answer::METRICS, text)
             }
             Route::CadvisorMetrics => {

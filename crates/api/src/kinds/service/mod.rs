@@ -157,6 +157,9 @@ fn drop_disabled(service: &mut Value, old: Option<&Value>, context: &Context) {
     if !in_use(&["spec", "allocateLoadBalancerNodePorts"]) {
         remove(service, &["spec", "allocateLoadBalancerNodePorts"]);
     }
+    if !in_use(&["spec", "topologyKeys"]) {
+        remove(service, &["spec", "topologyKeys"]);
+    }
     if !in_use(&["status", "conditions"]) {
         remove(service, &["status", "conditions"]);
     }

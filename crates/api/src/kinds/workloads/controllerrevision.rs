@@ -9,7 +9,7 @@ use crate::kinds::access::{flag, items, number, part, text};
 use crate::kinds::checks::IMMUTABLE;
 use crate::kinds::columns::{AGE, NAME, text as column};
 use crate::kinds::numbers::nonnegative;
-use crate::kinds::{Column, Kind, RowContext, Version};
+use crate::kinds::{Column, Kind, RawField, RowContext, Version};
 use crate::table::{age_cell, name_cell};
 
 const COLUMNS: &[Column] = &[
@@ -26,10 +26,11 @@ pub(super) static CONTROLLER_REVISION: Kind = Kind {
         let mut errs = validate(revision);
         let (data, old) = (part(revision, "data"), part(old, "data"));
         if data != old {
-            errs.push(field::invalid_shown(&Path::new("data"), &show_data(data), IMMUTABLE));
+            errs.push(changed(&data.to_string()));
         }
         errs
     },
+    raw_field: Some(RawField { name: "data", changed }),
     columns: COLUMNS,
     row,
     ..Kind::new(
@@ -49,12 +50,16 @@ fn validate(revision: &Value) -> ErrorList {
     errs
 }
 
+fn changed(data: &str) -> field::Error {
+    field::invalid_shown(&Path::new("data"), &show_data(data), IMMUTABLE)
+}
+
 /// Data of any type is kept as the bytes of its JSON.
-fn show_data(data: &Value) -> String {
-    if data.is_null() {
+fn show_data(data: &str) -> String {
+    if data == "null" {
         return "\"null\"".into();
     }
-    let bytes: Vec<String> = data.to_string().bytes().map(|b| format!("{b:#x}")).collect();
+    let bytes: Vec<String> = data.bytes().map(|b| format!("{b:#x}")).collect();
     format!(
         "runtime.Unknown{{TypeMeta:runtime.TypeMeta{{APIVersion:{empty}, Kind:{empty}}}, Raw:[]uint8{{{}}}, ContentEncoding:{empty}, ContentType:\"application/json\"}}",
         bytes.join(", "),

@@ -119,7 +119,10 @@ impl Webhooks {
             None => Err("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into()),
         };
         match result {
-            Ok(answer) => Ok(Some((version, Outcome::Answered(answer)))),
+            Ok(answer) => {
+                answer.warnings.iter().for_each(|text| r.warnings.add(text));
+                Ok(Some((version, Outcome::Answered(answer))))
+            }
             Err(why) if str_at(webhook, &["failurePolicy"]) == "Ignore" => {
                 tracing::warn!("Failed calling webhook, failing open {name}: {why}");
                 Ok(Some((version, Outcome::Ignored)))
