@@ -79,6 +79,10 @@ impl Objects for ServerObjects {
         self.registry.hub(group, resource).map_or(0, |e| e.storage.objects.revision())
     }
 
+    async fn catch_up(&self) -> Result<(), Status> {
+        self.endpoint("", "namespaces")?.storage.catch_up().await.map(drop)
+    }
+
     async fn get_latest(
         &self,
         group: &str,

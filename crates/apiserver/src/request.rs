@@ -423,6 +423,11 @@ pub trait Objects: Send + Sync {
     /// something derived from the objects is still good.
     fn revision(&self, group: &str, resource: &str) -> u64;
 
+    /// Waits until the watch cache holds every write that returned before the call.
+    async fn catch_up(&self) -> Result<(), Status> {
+        Ok(())
+    }
+
     /// Like [`Objects::get`], but at least as new as every write that returned before the call.
     async fn get_latest(
         &self,

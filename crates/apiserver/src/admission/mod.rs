@@ -264,7 +264,7 @@ pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value
         old_object: Value::Null,
         options: Value::Null,
         dry_run: false,
-        warnings: Default::default(),
+        warnings: crate::request::Warnings::default(),
     }
 }
 

@@ -73,7 +73,7 @@ impl Authorizer for Authorization {
         let mut reasons: Vec<String> = Vec::new();
         for mode in &self.modes {
             let decision = match mode {
-                Mode::Rbac(rbac) => rbac.authorize(attributes),
+                Mode::Rbac(rbac) => rbac.authorize_latest(attributes).await,
                 Mode::Node(node) => node.authorize(attributes),
                 Mode::Abac(policies) => abac::authorize(policies, attributes),
                 Mode::Webhook(webhook) => webhook.authorize(attributes).await,

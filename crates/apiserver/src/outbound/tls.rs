@@ -4,8 +4,10 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::{CryptoProvider, WebPkiSupportedAlgorithms};
-use rustls::{ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
+use rustls::server::ParsedCertificate;
+use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
@@ -64,7 +66,7 @@ pub fn client(trust: Trust<'_>, identity: Option<Identity>) -> Result<Arc<Client
         .with_safe_default_protocol_versions()
         .map_err(|e| e.to_string())?;
     let builder = match trust {
-        Trust::Pem(pem) => builder.with_root_certificates(roots(pem)?),
+        Trust::Pem(pem) => builder.dangerous().with_custom_certificate_verifier(Known::new(pem)?),
         Trust::System => {
             let files = ["/etc/ssl/certs/ca-certificates.crt", "/etc/pki/tls/certs/ca-bundle.crt"];
             let pem = files.iter().find_map(|f| std::fs::read(f).ok()).unwrap_or_default();
@@ -82,6 +84,70 @@ pub fn client(trust: Trust<'_>, identity: Option<Identity>) -> Result<Arc<Client
         None => builder.with_no_client_auth(),
     };
     Ok(Arc::new(config))
+}
+
+/// Verifies by roots, and takes a certificate that is itself one of them, as Go does: many webhooks have just one.
+#[derive(Debug)]
+struct Known {
+    roots: Vec<CertificateDer<'static>>,
+    verifier: Arc<WebPkiServerVerifier>,
+}
+
+impl Known {
+    fn new(pem: &[u8]) -> Result<Arc<Known>, String> {
+        let verifier = WebPkiServerVerifier::builder_with_provider(Arc::new(roots(pem)?), provider())
+            .build()
+            .map_err(|e| e.to_string())?;
+        Ok(Arc::new(Known { roots: CertificateDer::pem_slice_iter(pem).flatten().collect(), verifier }))
+    }
+}
+
+/// Whether a certificate is valid now and has the name.
+fn fits(certificate: &CertificateDer<'_>, name: &ServerName<'_>) -> Result<(), rustls::Error> {
+    let (_, parsed) = x509_parser::parse_x509_certificate(certificate)
+        .map_err(|_| rustls::Error::InvalidCertificate(CertificateError::BadEncoding))?;
+    if !parsed.validity().is_valid() {
+        return Err(rustls::Error::InvalidCertificate(CertificateError::Expired));
+    }
+    verify_server_name(&ParsedCertificate::try_from(certificate)?, name)
+}
+
+impl ServerCertVerifier for Known {
+    fn verify_server_cert(
+        &self,
+        end_entity: &CertificateDer<'_>,
+        intermediates: &[CertificateDer<'_>],
+        server_name: &ServerName<'_>,
+        ocsp_response: &[u8],
+        now: UnixTime,
+    ) -> Result<ServerCertVerified, rustls::Error> {
+        if self.roots.iter().any(|root| root == end_entity) {
+            return fits(end_entity, server_name).map(|()| ServerCertVerified::assertion());
+        }
+        self.verifier.verify_server_cert(end_entity, intermediates, server_name, ocsp_response, now)
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls12_signature(message, cert, dss)
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        cert: &CertificateDer<'_>,
+        dss: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, rustls::Error> {
+        self.verifier.verify_tls13_signature(message, cert, dss)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.verifier.supported_verify_schemes()
+    }
 }
 
 /// Accepts any certificate: kubelets' own, where no CA for them is configured, as Kubernetes does.
@@ -120,5 +186,25 @@ impl ServerCertVerifier for Unverified {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.0.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_certificate_may_be_its_own_root() {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut params = rcgen::CertificateParams::new(vec!["s.default.svc".to_string()]).unwrap();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let own = params.self_signed(&key).unwrap();
+        let known = Known::new(own.pem().as_bytes()).unwrap();
+        let verify = |name: &str| {
+            let name = ServerName::try_from(name.to_string()).unwrap();
+            known.verify_server_cert(own.der(), &[], &name, &[], UnixTime::now())
+        };
+        assert!(verify("s.default.svc").is_ok());
+        assert!(verify("other.default.svc").is_err());
     }
 }

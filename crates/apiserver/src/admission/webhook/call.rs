@@ -10,6 +10,7 @@ use parking_lot::Mutex;
 use pilothouse_apimachinery::status::Status;
 use serde_json::{Value, json};
 
+use super::rules::GroupVersion;
 use crate::json::{get, i64_at, str_at, texts};
 use crate::outbound::kubeconfig::split_url;
 use crate::outbound::tls::{self, Trust};
@@ -145,18 +146,19 @@ fn read(answer: &Value, review: &Value) -> Result<Answer, String> {
     })
 }
 
-/// A review of a request, with its objects in `version`.
+/// A review of a request, with its objects as they are in a group's version.
 pub fn review(
     webhook: &Value,
     r: &AdmissionRequest,
-    version: &str,
+    seen: &GroupVersion,
     object: Value,
     old: Value,
 ) -> Option<Value> {
     let speaks = texts(webhook, &["admissionReviewVersions"]);
     let review_version = speaks.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1"))?;
-    let gvk = |version: &str| json!({"group": r.group, "version": version, "kind": r.kind});
-    let gvr = |version: &str| json!({"group": r.group, "version": version, "resource": r.resource});
+    let gvk = |group: &str, version: &str| json!({"group": group, "version": version, "kind": r.kind});
+    let gvr =
+        |group: &str, version: &str| json!({"group": group, "version": version, "resource": r.resource});
     let mut user = json!({"username": r.user.name});
     if !r.user.uid.is_empty() {
         user["uid"] = json!(r.user.uid);
@@ -169,8 +171,8 @@ pub fn review(
     }
     let mut request = json!({
         "uid": uuid::Uuid::new_v4().to_string(),
-        "kind": gvk(version), "resource": gvr(version),
-        "requestKind": gvk(&r.version), "requestResource": gvr(&r.version),
+        "kind": gvk(&seen.group, &seen.version), "resource": gvr(&seen.group, &seen.version),
+        "requestKind": gvk(&r.group, &r.version), "requestResource": gvr(&r.group, &r.version),
         "operation": super::rules::operation_name(r.operation),
         "userInfo": user, "object": object, "oldObject": old, "dryRun": r.dry_run, "options": r.options,
     });
@@ -213,7 +215,8 @@ mod tests {
     fn reads_answers() {
         let r = test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n"}}));
         let hook = json!({"admissionReviewVersions": ["v2", "v1"]});
-        let asked = review(&hook, &r, "v1", r.object.clone(), Value::Null).unwrap();
+        let seen = GroupVersion { group: String::new(), version: "v1".into() };
+        let asked = review(&hook, &r, &seen, r.object.clone(), Value::Null).unwrap();
         assert_eq!(asked["request"]["operation"], "CREATE");
         let uid = asked["request"]["uid"].clone();
         let answer = |response: Value| json!({"apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response});

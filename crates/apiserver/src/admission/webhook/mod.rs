@@ -14,7 +14,8 @@ use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use self::call::{Answer, Clients};
-use crate::json::{list_at, str_at};
+use self::rules::GroupVersion;
+use crate::json::{bool_at, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Plugin};
 
 const GROUP: &str = "admissionregistration.k8s.io";
@@ -60,51 +61,66 @@ impl Webhooks {
             ))
     }
 
-    /// Further versions in which a resource is served.
-    fn other_versions(&self, r: &AdmissionRequest) -> Vec<String> {
+    /// Where a resource is served, too: in other versions and, if it has moved, in other groups.
+    fn others(&self, r: &AdmissionRequest) -> Vec<GroupVersion> {
+        let Some(known) = self.scheme.resource(&r.group, &r.version, &r.resource) else {
+            let definition = format!("{}.{}", r.resource, r.group);
+            let definition =
+                self.objects.get("apiextensions.k8s.io", "customresourcedefinitions", "", &definition);
+            let versions = definition.iter().flat_map(|d| list_at(d, &["spec", "versions"]));
+            return versions
+                .filter(|v| bool_at(v, &["served"]) && str_at(v, &["name"]) != r.version)
+                .map(|v| GroupVersion { group: r.group.clone(), version: str_at(v, &["name"]).into() })
+                .collect();
+        };
         self.scheme
             .resources()
-            .filter(|x| *x.group == *r.group && *x.plural == *r.resource && *x.version != *r.version)
-            .map(|x| x.version.to_string())
+            .filter(|x| {
+                x.plural == known.plural
+                    && x.kind == known.kind
+                    && x.hub_version() == known.hub_version()
+                    && x.path() != known.path()
+            })
+            .map(|x| GroupVersion { group: x.group.to_string(), version: x.version.to_string() })
             .collect()
     }
 
-    /// An object in a version, with its type. Custom resources differ in that alone.
-    fn versioned(&self, r: &AdmissionRequest, version: &str, object: &Value) -> Value {
+    /// An object as it is in a group's version, with its type. Custom resources differ in that alone.
+    fn versioned(&self, r: &AdmissionRequest, seen: &GroupVersion, object: &Value) -> Value {
         let mut out = object.clone();
         if !out.is_object() || !r.subresource.is_empty() {
             return out;
         }
-        if let Some(resource) = self.scheme.resource(&r.group, version, &r.resource) {
+        if let Some(resource) = self.scheme.resource(&seen.group, &seen.version, &r.resource) {
             resource.from_hub(&mut out);
         }
-        let api_version =
-            if r.group.is_empty() { version.to_string() } else { format!("{}/{version}", r.group) };
-        out["apiVersion"] = api_version.into();
+        out["apiVersion"] = pilothouse_api::convert::api_version(&seen.group, &seen.version).into();
         out["kind"] = r.kind.clone().into();
         out
     }
 
     /// An object that a webhook has changed, in the hub version, with defaults.
-    fn hub(&self, r: &AdmissionRequest, version: &str, changed: Value) -> Result<Value, String> {
+    fn hub(&self, r: &AdmissionRequest, seen: &GroupVersion, changed: Value) -> Result<Value, String> {
         if !r.subresource.is_empty() {
             return Ok(changed);
         }
-        let Some(resource) = self.scheme.resource(&r.group, version, &r.resource) else { return Ok(changed) };
+        let Some(resource) = self.scheme.resource(&seen.group, &seen.version, &r.resource) else {
+            return Ok(changed);
+        };
         let mut object = resource.decode_value(changed).map_err(|e| e.message)?.object;
         let context = resource.context("", true);
         resource.to_hub(&mut object, &context);
         Ok(object)
     }
 
-    /// Calls a webhook, if it wants the request. With the version in which the object was sent.
-    async fn ask<'a>(
+    /// Calls a webhook, if it wants the request. With the group and version in which the object was sent.
+    async fn ask(
         &self,
         webhook: &Value,
-        r: &'a AdmissionRequest,
-        others: &'a [String],
-    ) -> Result<Option<(&'a str, Outcome)>, Status> {
-        let Some(version) = rules::version(webhook, r, others) else { return Ok(None) };
+        r: &AdmissionRequest,
+        others: &[GroupVersion],
+    ) -> Result<Option<(GroupVersion, Outcome)>, Status> {
+        let Some(seen) = rules::version(webhook, r, others) else { return Ok(None) };
         if !rules::selected(webhook, r, &*self.objects) {
             return Ok(None);
         }
@@ -112,20 +128,19 @@ impl Webhooks {
         if r.dry_run && !matches!(str_at(webhook, &["sideEffects"]), "None" | "NoneOnDryRun") {
             return Err(Status::bad_request(format!("admission webhook {name:?} does not support dry run")));
         }
-        let (object, old) =
-            (self.versioned(r, version, &r.object), self.versioned(r, version, &r.old_object));
-        let result = match call::review(webhook, r, version, object, old) {
+        let (object, old) = (self.versioned(r, &seen, &r.object), self.versioned(r, &seen, &r.old_object));
+        let result = match call::review(webhook, r, &seen, object, old) {
             Some(review) => self.clients.call(webhook, &*self.objects, &review).await,
             None => Err("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into()),
         };
         match result {
             Ok(answer) => {
                 answer.warnings.iter().for_each(|text| r.warnings.add(text));
-                Ok(Some((version, Outcome::Answered(answer))))
+                Ok(Some((seen, Outcome::Answered(answer))))
             }
             Err(why) if str_at(webhook, &["failurePolicy"]) == "Ignore" => {
                 tracing::warn!("Failed calling webhook, failing open {name}: {why}");
-                Ok(Some((version, Outcome::Ignored)))
+                Ok(Some((seen, Outcome::Ignored)))
             }
             Err(why) => Err(Status::internal(format!("failed calling webhook {name:?}: {why}"))),
         }
@@ -136,20 +151,19 @@ impl Webhooks {
         &self,
         webhook: &Value,
         r: &mut AdmissionRequest,
-        others: &[String],
+        others: &[GroupVersion],
     ) -> Result<bool, Status> {
         let name = str_at(webhook, &["name"]).to_string();
-        let Some((version, outcome)) = self.ask(webhook, r, others).await? else { return Ok(false) };
-        let version = version.to_string();
+        let Some((seen, outcome)) = self.ask(webhook, r, others).await? else { return Ok(false) };
         let Outcome::Answered(answer) = outcome else { return Ok(false) };
         if !answer.allowed {
             return Err(call::denial(&name, &answer.status));
         }
         let Some(patch) = answer.patch.filter(|_| !r.object.is_null()) else { return Ok(false) };
-        let before = self.versioned(r, &version, &r.object);
+        let before = self.versioned(r, &seen, &r.object);
         let changed = pilothouse_api::patch::json::apply(&before, &patch)
             .map_err(|e| Status::internal(e.message))
-            .and_then(|changed| self.hub(r, &version, changed).map_err(Status::internal))?;
+            .and_then(|changed| self.hub(r, &seen, changed).map_err(Status::internal))?;
         let is_changed = changed != r.object;
         r.object = changed;
         Ok(is_changed)
@@ -170,7 +184,7 @@ impl Plugin for Mutating {
         if webhooks.is_empty() {
             return Ok(());
         }
-        let others = self.0.other_versions(r);
+        let others = self.0.others(r);
         // Who was called before the last change may want to see its outcome.
         let mut last_change = None;
         for (i, webhook) in webhooks.iter().enumerate() {
@@ -201,7 +215,7 @@ impl Plugin for Validating {
         if webhooks.is_empty() {
             return Ok(());
         }
-        let others = self.0.other_versions(r);
+        let others = self.0.others(r);
         let answers = join_all(webhooks.iter().map(|w| self.0.ask(w, r, &others))).await;
         for (webhook, answer) in webhooks.iter().zip(answers) {
             if let Some((_, Outcome::Answered(answer))) = answer?

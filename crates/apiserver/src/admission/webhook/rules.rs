@@ -23,8 +23,17 @@ fn resource_fits(patterns: &[String], resource: &str, subresource: &str) -> bool
     })
 }
 
-/// Whether a rule fits a request, its API version aside.
-fn fits(rule: &Value, r: &AdmissionRequest) -> bool {
+/// A group's version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupVersion {
+    /// API group.
+    pub group: String,
+    /// Version.
+    pub version: String,
+}
+
+/// Whether a rule fits a request that is seen in a group's version.
+fn fits(rule: &Value, r: &AdmissionRequest, seen: &GroupVersion) -> bool {
     let any = |field: &str, value: &str| texts(rule, &[field]).iter().any(|x| x == "*" || x == value);
     let scope = match str_at(rule, &["scope"]) {
         "Namespaced" => !r.namespace.is_empty() && r.resource != "namespaces",
@@ -33,23 +42,24 @@ fn fits(rule: &Value, r: &AdmissionRequest) -> bool {
     };
     scope
         && any("operations", operation_name(r.operation))
-        && any("apiGroups", &r.group)
+        && any("apiGroups", &seen.group)
+        && any("apiVersions", &seen.version)
         && resource_fits(&texts(rule, &["resources"]), &r.resource, &r.subresource)
 }
 
-/// The API version in which a webhook wants to see a request; `None` where no rule fits. `others` are further versions
-/// in which the resource is served, for webhooks that take equivalent requests.
-pub fn version<'a>(webhook: &Value, r: &'a AdmissionRequest, others: &'a [String]) -> Option<&'a str> {
-    let fitting: Vec<&Value> = list_at(webhook, &["rules"]).iter().filter(|rule| fits(rule, r)).collect();
-    let wants =
-        |v: &str| fitting.iter().any(|rule| texts(rule, &["apiVersions"]).iter().any(|x| x == "*" || x == v));
-    if wants(&r.version) {
-        return Some(&r.version);
+/// The group and version in which a webhook wants to see a request; `None` where no rule fits. `others` are those in
+/// which the resource is served, too, for webhooks that take equivalent requests.
+pub fn version(webhook: &Value, r: &AdmissionRequest, others: &[GroupVersion]) -> Option<GroupVersion> {
+    let rules = list_at(webhook, &["rules"]);
+    let wanted = |seen: &&GroupVersion| rules.iter().any(|rule| fits(rule, r, seen));
+    let own = GroupVersion { group: r.group.clone(), version: r.version.clone() };
+    if wanted(&&own) {
+        return Some(own);
     }
     if str_at(webhook, &["matchPolicy"]) != "Equivalent" {
         return None;
     }
-    others.iter().map(String::as_str).find(|v| wants(v))
+    others.iter().find(wanted).cloned()
 }
 
 /// Whether a webhook's selectors want the objects of a request.
@@ -100,10 +110,20 @@ mod tests {
             json!({"metadata": {"name": "d", "namespace": "n"}}),
         );
         let rule = |versions: Value, resources: Value| json!({"operations": ["CREATE"], "apiGroups": ["apps"], "apiVersions": versions, "resources": resources, "scope": "*"});
-        let others = ["v1beta1".to_string()];
-        assert_eq!(version(&hook(rule(json!(["v1"]), json!(["deployments"]))), &r, &others), Some("v1"));
-        assert_eq!(version(&hook(rule(json!(["v1beta1"]), json!(["*"]))), &r, &others), Some("v1beta1"));
+        let seen = |group: &str, version: &str| GroupVersion { group: group.into(), version: version.into() };
+        let others = [seen("apps", "v1beta1"), seen("extensions", "v1beta1")];
+        assert_eq!(
+            version(&hook(rule(json!(["v1"]), json!(["deployments"]))), &r, &others),
+            Some(seen("apps", "v1"))
+        );
+        assert_eq!(
+            version(&hook(rule(json!(["v1beta1"]), json!(["*"]))), &r, &others),
+            Some(seen("apps", "v1beta1"))
+        );
         assert_eq!(version(&hook(rule(json!(["v2"]), json!(["*"]))), &r, &others), None);
+        let mut old = rule(json!(["v1beta1"]), json!(["deployments"]));
+        old["apiGroups"] = json!(["extensions"]);
+        assert_eq!(version(&hook(old), &r, &others), Some(seen("extensions", "v1beta1")));
         r.subresource = "scale".into();
         assert_eq!(version(&hook(rule(json!(["*"]), json!(["deployments"]))), &r, &others), None);
         assert!(version(&hook(rule(json!(["*"]), json!(["*/*"]))), &r, &others).is_some());

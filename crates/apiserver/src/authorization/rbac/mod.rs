@@ -10,6 +10,7 @@ pub mod policy;
 pub mod rules;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use parking_lot::{Mutex, RwLock};
 
@@ -22,6 +23,9 @@ pub const GROUP: &str = "rbac.authorization.k8s.io";
 
 /// The resources that the index is made of.
 const RESOURCES: [&str; 4] = ["clusterroles", "clusterrolebindings", "roles", "rolebindings"];
+
+/// How long a refusal may wait for the watch cache.
+const PATIENCE: Duration = Duration::from_secs(1);
 
 /// The RBAC authorizer.
 pub struct Rbac {
@@ -40,7 +44,7 @@ impl Rbac {
     /// The index, up to date with the watch cache.
     pub fn index(&self) -> Arc<Index> {
         let fresh = || {
-            let revisions = RESOURCES.map(|r| self.objects.revision(GROUP, r));
+            let revisions = self.revisions();
             let current = self.index.read();
             if current.0 == revisions { Ok(current.1.clone()) } else { Err((revisions, current.1.clone())) }
         };
@@ -70,6 +74,23 @@ impl Rbac {
     /// Decides.
     pub fn authorize(&self, attributes: Attributes<'_>) -> Decision {
         decide(&self.index(), attributes)
+    }
+
+    /// Decides; refuses only by what is known once all earlier writes are: who has just got a role may use it.
+    pub async fn authorize_latest(&self, attributes: Attributes<'_>) -> Decision {
+        let decision = self.authorize(attributes);
+        if matches!(decision, Decision::Allow) {
+            return decision;
+        }
+        let before = self.revisions();
+        match tokio::time::timeout(PATIENCE, self.objects.catch_up()).await {
+            Ok(Ok(())) if self.revisions() != before => self.authorize(attributes),
+            _ => decision,
+        }
+    }
+
+    fn revisions(&self) -> [u64; 4] {
+        RESOURCES.map(|r| self.objects.revision(GROUP, r))
     }
 
     /// All rules of a user: those of the whole cluster and those of a namespace (`""` for none).
