@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 
 use crate::encode::versioned;
 use crate::handlers::{Call, lifecycle};
-use crate::json::{get, remove, set, str_at};
+use crate::json::{remove, set, str_at};
 use crate::registry::Endpoint;
 
 /// A decoded object in the hub version, with its defaults.
@@ -106,17 +106,22 @@ pub fn track(
     mut object: Value,
     manager: &str,
 ) -> Value {
-    let live = live.map(|l| versioned(endpoint, l));
-    let mut shown = object.clone();
-    endpoint.resource.from_hub(&mut shown);
-    let tracked = with_manager(scheme, &endpoint.resource, subresource, |m, empty| {
-        m.update(live.as_ref().unwrap_or(empty), shown, manager)
+    let resource = &endpoint.resource;
+    // An object that is in the version of the request already need not be copied.
+    let is_hub = resource.same_as_hub() && resource.api_version == endpoint.hub.api_version;
+    let mut shown = if is_hub { std::mem::take(&mut object) } else { object.clone() };
+    resource.from_hub(&mut shown);
+    let entries = with_manager(scheme, resource, subresource, |m, empty| {
+        let live = live.map(|l| versioned(endpoint, l));
+        m.update(live.as_ref().unwrap_or(empty), &shown, manager)
     });
-    match get(&tracked, &["metadata", "managedFields"]) {
-        Value::Null => {
-            remove(&mut object, &["metadata", "managedFields"]);
-        }
-        fields => set(&mut object, &["metadata", "managedFields"], fields.clone()),
+    if is_hub {
+        object = shown;
+    }
+    if entries.is_empty() {
+        remove(&mut object, &["metadata", "managedFields"]);
+    } else {
+        set(&mut object, &["metadata", "managedFields"], entries);
     }
     object
 }

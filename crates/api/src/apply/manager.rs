@@ -3,7 +3,9 @@
 //! Objects are here in the version of the request, in Go's canonical form. The live object of a create is the empty one
 //! of its kind (`{apiVersion, kind}`, decoded): what it already has belongs to nobody.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::sync::LazyLock;
 
 use pilothouse_apimachinery::json;
 use pilothouse_apimachinery::status::{Result, Status};
@@ -90,7 +92,7 @@ fn is_reset(entries: &Value) -> bool {
 }
 
 /// Fields that nobody owns.
-fn stripped() -> Set {
+static STRIPPED: LazyLock<Set> = LazyLock::new(|| {
     Set::of(&[
         &["apiVersion"],
         &["kind"],
@@ -105,14 +107,14 @@ fn stripped() -> Set {
         &["metadata", "managedFields"],
         &["metadata", "resourceVersion"],
     ])
-}
+});
 
 impl<'a> FieldManager<'a> {
-    /// Records who changed what, for create, update and patches other than apply. The result is `new` with its
-    /// `managedFields` renewed; they are dropped where the object does not fit its schema.
-    pub fn update(&self, live: &Value, new: Value, manager: &str) -> Value {
+    /// Records who changed what, for create, update and patches other than apply: the `managedFields` of `new`, renewed.
+    /// They are empty where the object does not fit its schema.
+    pub fn update(&self, live: &Value, new: &Value, manager: &str) -> Vec<Value> {
         let decode_live = || Managed::decode(managed_fields(live)).unwrap_or_default();
-        let requested = managed_fields(&new);
+        let requested = managed_fields(new);
         let managed = if self.ignore_request_fields {
             decode_live()
         } else if is_reset(requested) {
@@ -123,14 +125,12 @@ impl<'a> FieldManager<'a> {
                 _ => decode_live(),
             }
         };
-        let new = without_managed_fields(&new);
         // An object that is not tracked does not become so by an update, only by its creation or an apply.
         if managed.managers.is_empty() && !json::str_at(live, &["metadata", "uid"]).is_empty() {
-            return new;
+            return Vec::new();
         }
-        let live = without_managed_fields(live);
-        let managed = self.track_update(&live, &new, managed, manager).unwrap_or_default();
-        with_managed_fields(new, &managed)
+        // That `managedFields` differ is no change: nobody owns them.
+        self.track_update(live, new, managed, manager).unwrap_or_default().encode()
     }
 
     /// Applies a configuration to the live object: the merged object, still to be decoded and defaulted, with its
@@ -211,14 +211,14 @@ impl<'a> FieldManager<'a> {
             // A forced contest has no conflicts.
             Err(_) => return Err("conflict".into()),
         };
-        let taken = compared
-            .modified
-            .union(&compared.added)
-            .difference(&compared.removed)
-            .recursive_difference(&self.reset)
-            .difference(&stripped());
+        let taken = compared.changed().minus(&compared.removed);
+        let taken = if self.reset.is_empty() { taken } else { taken.recursive_difference(&self.reset) };
+        let taken = taken.minus(&STRIPPED);
         if !taken.is_empty() {
-            let set = sets.managers.remove(&id).map_or_else(|| taken.clone(), |p| taken.union(&p.set));
+            let set = match sets.managers.remove(&id) {
+                Some(before) => before.set.union(&taken),
+                None => taken,
+            };
             // The time is that of the last change of what it owns, not of values.
             let time = former.filter(|f| f.set == set).map_or_else(|| Some(self.now.clone()), |f| f.time);
             sets.managers.insert(id, Owned { set, api_version: self.api_version.into(), time });
@@ -250,7 +250,7 @@ impl<'a> FieldManager<'a> {
         let new = self.prune(merged, &managed, last.as_ref());
         let (compared, mut managed) = self.contest(live, &new, &mut managed, Some(&id), force)?;
         if let Some(own) = managed.managers.get_mut(&id) {
-            own.set = own.set.difference(&stripped());
+            own.set = std::mem::take(&mut own.set).minus(&STRIPPED);
             if own.set.is_empty() {
                 managed.managers.remove(&id);
             }
@@ -266,23 +266,23 @@ impl<'a> FieldManager<'a> {
 
     /// Brings what the managers own up to date with today's schema; managers in versions that are gone are dropped.
     fn reconcile(&self, live: &Value, managed: Managed) -> Managed {
-        let mut versions: BTreeMap<String, Option<(Type<'a>, Value)>> = BTreeMap::new();
+        let mut versions: BTreeMap<String, Option<(Type<'a>, Cow<'_, Value>)>> = BTreeMap::new();
         let managers = managed.managers.into_iter().filter_map(|(id, owned)| {
             let at = versions
                 .entry(owned.api_version.clone())
                 .or_insert_with(|| self.at(live, &owned.api_version));
             let (type_, object) = at.as_ref()?;
-            let set = typed::reconcile(*type_, &owned.set, object);
+            let set = typed::reconcile(*type_, owned.set, object);
             Some((id, Owned { set, ..owned }))
         });
         Managed { managers: managers.collect() }
     }
 
-    fn at(&self, object: &Value, api_version: &str) -> Option<(Type<'a>, Value)> {
+    fn at<'v>(&self, object: &'v Value, api_version: &str) -> Option<(Type<'a>, Cow<'v, Value>)> {
         if api_version == self.api_version {
-            Some((self.type_, object.clone()))
+            Some((self.type_, Cow::Borrowed(object)))
         } else {
-            (self.convert)(object, api_version)
+            (self.convert)(object, api_version).map(|(type_, object)| (type_, Cow::Owned(object)))
         }
     }
 
@@ -295,14 +295,17 @@ impl<'a> FieldManager<'a> {
         own: Option<&ManagerId>,
         force: bool,
     ) -> std::result::Result<(Comparison, Managed), Failure> {
-        let exclude = |c: Comparison| Comparison {
-            removed: c.removed.recursive_difference(&self.reset),
-            modified: c.modified.recursive_difference(&self.reset),
-            added: c.added.recursive_difference(&self.reset),
-        };
         let compared = typed::compare(self.type_, live, new);
-        let mut versions: BTreeMap<String, Option<Comparison>> = BTreeMap::new();
-        versions.insert(self.api_version.into(), Some(exclude(compared.clone())));
+        // What counts of it, by version: all that has changed or come, and what has gone.
+        let relevant = |c: &Comparison| {
+            let (changed, removed) = (c.changed(), c.removed.clone());
+            if self.reset.is_empty() {
+                (changed, removed)
+            } else {
+                (changed.recursive_difference(&self.reset), removed.recursive_difference(&self.reset))
+            }
+        };
+        let mut versions: BTreeMap<String, Option<(Set, Set)>> = BTreeMap::new();
         let mut conflicts = Conflicts::new();
         let mut out = Managed::default();
         for (id, owned) in std::mem::take(&mut managed.managers) {
@@ -310,15 +313,20 @@ impl<'a> FieldManager<'a> {
                 out.managers.insert(id, owned);
                 continue;
             }
-            let comparison = versions.entry(owned.api_version.clone()).or_insert_with(|| {
+            let there = versions.entry(owned.api_version.clone()).or_insert_with(|| {
+                if owned.api_version == self.api_version {
+                    return Some(relevant(&compared));
+                }
                 let (type_, live) = self.at(live, &owned.api_version)?;
                 let (_, new) = self.at(new, &owned.api_version)?;
-                Some(exclude(typed::compare(type_, &live, &new)))
+                Some(relevant(&typed::compare(type_, &live, &new)))
             });
-            let Some(comparison) = comparison else { continue };
-            let contested = owned.set.intersection(&comparison.modified.union(&comparison.added));
-            conflicts.extend(contested.paths().into_iter().map(|path| (id.clone(), path)));
-            let set = owned.set.difference(&contested).difference(&comparison.removed);
+            let Some((changed, removed)) = there else { continue };
+            let contested = owned.set.intersection(changed);
+            if !force {
+                conflicts.extend(contested.paths().into_iter().map(|path| (id.clone(), path)));
+            }
+            let set = owned.set.minus(&contested).minus(removed);
             if !set.is_empty() {
                 out.managers.insert(id, Owned { set, ..owned });
             }
@@ -332,7 +340,8 @@ impl<'a> FieldManager<'a> {
     /// Removes what the applier owned, owns no longer, and nobody else owns.
     fn prune(&self, merged: Value, managed: &Managed, last: Option<&Owned>) -> Value {
         let Some(last) = last.filter(|l| !l.set.is_empty()) else { return merged };
-        let Some((last_type, mut full)) = self.at(&merged, &last.api_version) else { return merged };
+        let Some((last_type, full)) = self.at(&merged, &last.api_version) else { return merged };
+        let mut full = full.into_owned();
         let last_set = last.set.with_named_fields(last_type);
         let mut pruned = typed::remove(last_type, &full, &last_set);
         let mut version = last.api_version.clone();

@@ -4,13 +4,14 @@
 use std::cmp::Ordering;
 use std::fmt;
 
+use compact_str::CompactString;
 use serde_json::{Map, Value};
 
 /// One step of a path.
 #[derive(Debug, Clone)]
 pub enum PathElement {
-    /// A field of a struct or a key of a map: `f:name`.
-    Field(String),
+    /// A field of a struct or a key of a map: `f:name`. Most names are short, and copied without allocating.
+    Field(CompactString),
     /// An item of a list of type map, by its keys, sorted by name: `k:{"name":"a"}`.
     Key(Vec<(String, Value)>),
     /// An item of a list of type set: `v:"a"`.
@@ -32,7 +33,7 @@ impl PathElement {
             return Err(format!("missing colon: {text}"));
         };
         match kind {
-            "f" => Ok(PathElement::Field(rest.to_string())),
+            "f" => Ok(PathElement::Field(rest.into())),
             "v" => serde_json::from_str(rest).map(PathElement::Value).map_err(|e| e.to_string()),
             "k" => {
                 let keys: Map<String, Value> = serde_json::from_str(rest).map_err(|e| e.to_string())?;

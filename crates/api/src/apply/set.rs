@@ -22,7 +22,7 @@ impl Set {
     pub fn of(paths: &[&[&str]]) -> Set {
         let mut set = Set::default();
         for path in paths {
-            let path: Path = path.iter().map(|name| PathElement::Field((*name).to_string())).collect();
+            let path: Path = path.iter().map(|name| PathElement::Field((*name).into())).collect();
             set.insert(&path);
         }
         set
@@ -35,7 +35,10 @@ impl Set {
             [last] => {
                 self.members.insert(last.clone());
             }
-            [first, rest @ ..] => self.children.entry(first.clone()).or_default().insert(rest),
+            [first, rest @ ..] => match self.children.get_mut(first) {
+                Some(child) => child.insert(rest),
+                None => self.children.entry(first.clone()).or_default().insert(rest),
+            },
         }
     }
 
@@ -83,6 +86,12 @@ impl Set {
             *slot = slot.union(child);
         }
         out
+    }
+
+    /// This set without the other's paths; the same set where the other has none.
+    #[must_use]
+    pub fn minus(self, other: &Set) -> Set {
+        if other.is_empty() { self } else { self.difference(other) }
     }
 
     /// Paths of both.

@@ -40,6 +40,17 @@ fn with_manager<T>(object: &Value, release: Release, run: impl FnOnce(&FieldMana
     })
 }
 
+/// An updated object with its managers.
+fn update(fields: &FieldManager<'_>, live: &Value, mut new: Value, manager: &str) -> Value {
+    let entries = fields.update(live, &new, manager);
+    let metadata = new["metadata"].as_object_mut().unwrap();
+    metadata.remove("managedFields");
+    if !entries.is_empty() {
+        metadata.insert("managedFields".into(), entries.into());
+    }
+    new
+}
+
 fn entries(managed: &Value) -> Vec<String> {
     let mut out: Vec<String> = managed
         .as_array()
@@ -69,7 +80,7 @@ fn recorded() {
             if case["apply"] != true {
                 let mut new = object.clone();
                 new["metadata"].as_object_mut().unwrap().remove("managedFields");
-                let done = fields.update(live, new, manager);
+                let done = update(fields, live, new, manager);
                 assert_eq!(
                     entries(&done["metadata"]["managedFields"]),
                     entries(&expect["managedFields"]),
@@ -120,7 +131,7 @@ fn shared_fields_stay_until_the_last_owner_leaves() {
 #[test]
 fn an_updater_is_named_with_its_version() {
     let live = with_manager(&config_map(json!({})), NEWEST, |fields| {
-        fields.update(fields.empty, config_map(json!({"a": "1"})), "kubectl-create")
+        update(fields, fields.empty, config_map(json!({"a": "1"})), "kubectl-create")
     });
     assert_eq!(live["metadata"]["managedFields"][0]["time"], NOW);
     let error = apply(&live, &config_map(json!({"a": "2"})), "m", false).unwrap_err();
@@ -131,7 +142,7 @@ fn an_updater_is_named_with_its_version() {
 fn untracked_objects_are_tracked_from_the_first_apply() {
     let mut live = config_map(json!({"a": "1"}));
     live["metadata"]["uid"] = json!("u");
-    let same = with_manager(&live, NEWEST, |fields| fields.update(&live, live.clone(), "m"));
+    let same = with_manager(&live, NEWEST, |fields| update(fields, &live, live.clone(), "m"));
     assert!(same["metadata"]["managedFields"].is_null());
     let done = apply(&live, &config_map(json!({"b": "2"})), "m", false).unwrap();
     let managers: Vec<&str> = done["metadata"]["managedFields"]
@@ -151,7 +162,7 @@ fn resets() {
     for reset in [json!([]), json!([{}])] {
         let mut new = live.clone();
         new["metadata"]["managedFields"] = reset;
-        let done = with_manager(&live, NEWEST, |fields| fields.update(&live, new, "m"));
+        let done = with_manager(&live, NEWEST, |fields| update(fields, &live, new, "m"));
         assert!(done["metadata"]["managedFields"].is_null());
     }
 }
@@ -162,7 +173,7 @@ fn kubectl_takes_over_from_client_side_apply() {
     let mut object = config_map(json!({"a": "1"}));
     object["metadata"]["annotations"] = json!({LAST: config_map(json!({"a": "1"})).to_string()});
     let live = with_manager(&object, NEWEST, |fields| {
-        fields.update(fields.empty, object.clone(), "kubectl-client-side-apply")
+        update(fields, fields.empty, object.clone(), "kubectl-client-side-apply")
     });
     let new = config_map(json!({"a": "2"}));
     assert!(apply(&live, &new, "other", false).is_err());
@@ -174,12 +185,12 @@ fn kubectl_takes_over_from_client_side_apply() {
 #[test]
 fn many_updaters_become_one() {
     let mut live = with_manager(&config_map(json!({})), NEWEST, |f| {
-        f.update(f.empty, config_map(json!({"k": "0"})), "m")
+        update(f, f.empty, config_map(json!({"k": "0"})), "m")
     });
     for i in 0..14 {
         let mut new = live.clone();
         new["data"][format!("k{i}")] = json!("x");
-        live = with_manager(&live, NEWEST, |f| f.update(&live, new, &format!("m{i}")));
+        live = with_manager(&live, NEWEST, |f| update(f, &live, new, &format!("m{i}")));
     }
     let managed = live["metadata"]["managedFields"].as_array().unwrap();
     assert_eq!(managed.len(), 10);
@@ -195,12 +206,12 @@ fn atomic_and_granular() {
     let fields = json!({"f:spec": {"f:selector": {".": {}, "f:app": {}}, "f:type": {}}});
     let set = Set::from_fields_v1(&fields).unwrap();
     let live = json!({"spec": {"selector": {"app": "a"}, "type": "ClusterIP"}});
-    let adapted = super::typed::reconcile(type_, &set, &live).to_fields_v1();
+    let adapted = super::typed::reconcile(type_, set.clone(), &live).to_fields_v1();
     assert_eq!(adapted, json!({"f:spec": {"f:selector": {}, "f:type": {}}}));
     // And the other way round.
     let set = Set::from_fields_v1(&json!({"f:metadata": {"f:labels": {}}})).unwrap();
     let live = json!({"metadata": {"labels": {"a": "b"}}});
-    let adapted = super::typed::reconcile(type_, &set, &live).to_fields_v1();
+    let adapted = super::typed::reconcile(type_, set.clone(), &live).to_fields_v1();
     assert_eq!(adapted, json!({"f:metadata": {"f:labels": {".": {}, "f:a": {}}}}));
 }
 

@@ -2,6 +2,7 @@
 //! structured-merge-diff.
 
 use std::collections::BTreeSet;
+use std::fmt;
 
 use serde_json::{Map, Value};
 
@@ -22,6 +23,11 @@ pub struct Comparison {
 }
 
 impl Comparison {
+    /// Paths that the new object has with other values than the old, or that only it has.
+    pub fn changed(&self) -> Set {
+        self.modified.union(&self.added)
+    }
+
     /// Whether the objects are the same.
     pub fn is_same(&self) -> bool {
         self.removed.is_empty() && self.modified.is_empty() && self.added.is_empty()
@@ -74,74 +80,81 @@ fn item_element(type_: Type<'_>, list: ListType, index: usize, item: &Value) -> 
     }
 }
 
+/// A place while a value is walked through. It is written out only where there is something to say of it.
+enum At<'a> {
+    Root,
+    Field(&'a At<'a>, &'a str),
+    Item(&'a At<'a>, &'a PathElement),
+}
+
+impl fmt::Display for At<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            At::Root => Ok(()),
+            At::Field(parent, name) => write!(f, "{parent}.{name}"),
+            At::Item(parent, element) => write!(f, "{parent}{element}"),
+        }
+    }
+}
+
 /// Checks that a value fits its schema. The text of the error is structured-merge-diff's.
 pub fn validate(type_: Type<'_>, value: &Value) -> Result<(), String> {
     let mut faults = Vec::new();
-    check(type_, value, &mut String::new(), &mut faults);
+    check(type_, value, &At::Root, &mut faults);
     if faults.is_empty() { Ok(()) } else { Err(joined(&faults)) }
 }
 
-fn check(type_: Type<'_>, value: &Value, path: &mut String, faults: &mut Faults) {
-    let mut fault = |path: &str, text: String| faults.push((path.to_string(), text));
+fn check(type_: Type<'_>, value: &Value, at: &At<'_>, faults: &mut Faults) {
+    let fault = |faults: &mut Faults, text: String| faults.push((at.to_string(), text));
     if value.is_null() {
         return;
     }
     match type_.atom(Some(value)) {
         Atom::Scalar(scalar) => match (scalar, value) {
             (Scalar::Numeric, v) if !v.is_number() => {
-                fault(path, "expected numeric (int or float), got *value.valueUnstructured".into());
+                fault(faults, "expected numeric (int or float), got *value.valueUnstructured".into());
             }
             (Scalar::String, v) if !v.is_string() => {
                 fault(
-                    path,
+                    faults,
                     format!("expected string, got &value.valueUnstructured{{Value:{}}}", show::sharp(v)),
                 );
             }
             (Scalar::Boolean, v) if !v.is_boolean() => {
-                fault(path, format!("expected boolean, got &{{{}}}", show::plain(v)));
+                fault(faults, format!("expected boolean, got &{{{}}}", show::plain(v)));
             }
             _ => {}
         },
         Atom::List(list) => {
             let Value::Array(items) = value else {
-                return fault(path, format!("expected list, got &{{{}}}", show::plain(value)));
+                return fault(faults, format!("expected list, got &{{{}}}", show::plain(value)));
             };
             let mut seen = BTreeSet::new();
             for (i, item) in items.iter().enumerate() {
                 let element = match item_element(type_, list, i, item) {
                     Ok(element) => element,
-                    Err(text) => return faults.push((path.clone(), format!("element {i}: {text}"))),
+                    Err(text) => return fault(faults, format!("element {i}: {text}")),
                 };
-                if !seen.insert(element.clone()) {
-                    faults.push((path.clone(), format!("duplicate entries for key {element}")));
+                check(type_.element(), item, &At::Item(at, &element), faults);
+                if list != ListType::Atomic && !seen.insert(element.clone()) {
+                    fault(faults, format!("duplicate entries for key {element}"));
                 }
-                below(type_.element(), item, &element, path, faults);
             }
         }
         Atom::Map { open, .. } => {
             let Value::Object(map) = value else {
-                return fault(path, format!("expected map, got &{{{}}}", show::plain(value)));
+                return fault(faults, format!("expected map, got &{{{}}}", show::plain(value)));
             };
             for (key, item) in map {
-                let element = PathElement::Field(key.clone());
+                let below = At::Field(at, key);
                 match type_.field(key) {
-                    Some(field) => below(field, item, &element, path, faults),
-                    None if open => below(type_.element(), item, &element, path, faults),
-                    None => {
-                        faults.push((format!("{path}{element}"), "field not declared in schema".into()));
-                        return;
-                    }
+                    Some(field) => check(field, item, &below, faults),
+                    None if open => check(type_.element(), item, &below, faults),
+                    None => return faults.push((below.to_string(), "field not declared in schema".into())),
                 }
             }
         }
     }
-}
-
-fn below(type_: Type<'_>, value: &Value, element: &PathElement, path: &mut String, faults: &mut Faults) {
-    let length = path.len();
-    path.push_str(&element.to_string());
-    check(type_, value, path, faults);
-    path.truncate(length);
 }
 
 /// The paths that an object has: those which an apply of it owns. `empty` says whether empty structs and nulls of named
@@ -170,7 +183,7 @@ fn collect(type_: Type<'_>, value: &Value, empty: bool, path: &mut Path, set: &m
         (Atom::Map { .. }, Value::Object(map)) => {
             for (key, item) in map {
                 let field = type_.field(key);
-                path.push(PathElement::Field(key.clone()));
+                path.push(PathElement::Field(key.into()));
                 collect(field.unwrap_or_else(|| type_.element()), item, empty, path, set);
                 let nothing = item.is_null() || item.as_object().is_some_and(Map::is_empty);
                 if (empty && nothing) || field.is_none() {
@@ -191,6 +204,10 @@ pub fn compare(type_: Type<'_>, old: &Value, new: &Value) -> Comparison {
 }
 
 fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>, path: &mut Path, out: &mut Comparison) {
+    // Most of an object is the same before and after.
+    if old.is_some() && old == new {
+        return;
+    }
     let leaf = match (type_.atom(old), type_.atom(new)) {
         (atom, _) if new.is_none() => differ_as(atom, type_, old, new, path, out),
         (_, atom) if old.is_none() => differ_as(atom, type_, old, new, path, out),
@@ -282,10 +299,13 @@ fn differ_as(
             if old_map.is_none() && new_map.is_none() {
                 return leaf(old, new, path, out);
             }
-            let keys: BTreeSet<&String> = old_map.into_iter().chain(new_map).flat_map(Map::keys).collect();
-            for key in keys {
+            let only_new = new_map
+                .into_iter()
+                .flat_map(Map::keys)
+                .filter(|k| old_map.is_none_or(|m| !m.contains_key(*k)));
+            for key in old_map.into_iter().flat_map(Map::keys).chain(only_new) {
                 let field = type_.field(key).unwrap_or_else(|| type_.element());
-                path.push(PathElement::Field(key.clone()));
+                path.push(PathElement::Field(key.into()));
                 differ(field, old_map.and_then(|m| m.get(key)), new_map.and_then(|m| m.get(key)), path, out);
                 path.pop();
             }
@@ -366,7 +386,7 @@ pub fn remove(type_: Type<'_>, value: &Value, paths: &Set) -> Value {
         (Atom::Map { atomic: false, .. }, Value::Object(map)) if !map.is_empty() => {
             let mut kept = Map::new();
             for (key, item) in map {
-                let element = PathElement::Field(key.clone());
+                let element = PathElement::Field(key.into());
                 if paths.has_member(&element) {
                     continue;
                 }
@@ -385,16 +405,16 @@ pub fn remove(type_: Type<'_>, value: &Value, paths: &Set) -> Value {
 
 /// A field set brought up to date with a schema that has changed since it was written: what has become atomic is owned
 /// as a whole, what has become granular is owned by its parts.
-pub fn reconcile(type_: Type<'_>, set: &Set, live: &Value) -> Set {
+pub fn reconcile(type_: Type<'_>, set: Set, live: &Value) -> Set {
     if type_.is_deduced() {
-        return set.clone();
+        return set;
     }
     let (mut remove, mut add) = (Set::default(), Set::default());
-    adapt(type_, Some(set), false, Some(live), &mut Vec::new(), &mut remove, &mut add);
+    adapt(type_, Some(&set), false, Some(live), &mut Vec::new(), &mut remove, &mut add);
     if remove.is_empty() && add.is_empty() {
-        return set.clone();
+        return set;
     }
-    set.recursive_difference(&remove).union(&remove_members_only(set, &remove)).union(&add)
+    set.recursive_difference(&remove).union(&remove_members_only(&set, &remove)).union(&add)
 }
 
 /// The members that [`Set::recursive_difference`] takes away with what is below them and that stay owned.
@@ -439,7 +459,7 @@ fn adapt(
                 };
                 let child = set.child(element);
                 let value = live.and_then(|live| match element {
-                    PathElement::Field(name) => live.get(name),
+                    PathElement::Field(name) => live.get(name.as_str()),
                     _ => find_item(type_, live, element),
                 });
                 path.push(element.clone());

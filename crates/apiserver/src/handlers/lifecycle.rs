@@ -8,7 +8,7 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::version::Release;
 use serde_json::value::RawValue;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 
 use crate::json::{ensure_object, get, has, i64_at, list_at, set, str_at};
 use crate::registry::Endpoint;
@@ -152,20 +152,13 @@ pub fn deduplicate_owners(object: &mut Value) -> Vec<String> {
 
 /// Whether two states are the same but for who wrote them when: such an update is none.
 pub fn is_same(new: &Value, old: &Value) -> bool {
-    let strip = |v: &Value| {
-        let mut v = v.clone();
-        if let Some(map) = v.as_object_mut() {
-            map.remove("apiVersion");
-            map.remove("kind");
-        }
-        v
-    };
     let (Some(a), Some(b)) = (new.as_object(), old.as_object()) else { return new == old };
-    let is_type = |k: &str| matches!(k, "apiVersion" | "kind");
-    if a.keys().any(|k| is_type(k)) || b.keys().any(|k| is_type(k)) {
-        return strip(new) == strip(old);
-    }
-    new == old
+    rest(a).eq(rest(b))
+}
+
+/// The fields but those that say what it is.
+fn rest(object: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+    object.iter().filter(|(name, _)| !matches!(name.as_str(), "apiVersion" | "kind"))
 }
 
 /// The reason with which a name that was made up and is taken is answered.
