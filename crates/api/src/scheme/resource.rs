@@ -102,6 +102,9 @@ pub struct Resource {
 const CUSTOM_VERBS: &[&str] =
     &["delete", "deletecollection", "get", "list", "patch", "create", "update", "watch"];
 
+/// Subresources that came after 1.20.
+const LATER: [&str; 1] = ["ephemeralcontainers"];
+
 fn serves(version: &Version, release: Release) -> bool {
     if release == Release::V1_20 { version.in_1_20 } else { version.in_newest }
 }
@@ -128,7 +131,8 @@ impl Resource {
     ) -> Resource {
         let served = serves(version, release) && schema.is_some();
         let api_version = api_version(version.group, version.version);
-        let subresources = kind.subresources.iter().map(|s| Subresource {
+        let there = |s: &&crate::kinds::Subresource| release > Release::V1_20 || !LATER.contains(&s.name);
+        let subresources = kind.subresources.iter().filter(there).map(|s| Subresource {
             name: s.name,
             // Evictions have moved since.
             gvk: match s.gvk {

@@ -61,6 +61,7 @@ static POD: Kind = Kind {
     subresources: &[
         connect("attach", "PodAttachOptions"),
         Subresource { name: "binding", gvk: Some(("", "v1", "Binding")), verbs: &["create"] },
+        Subresource { name: "ephemeralcontainers", gvk: None, verbs: &["get", "patch", "update"] },
         Subresource { name: "eviction", gvk: Some(("policy", "v1beta1", "Eviction")), verbs: &["create"] },
         connect("exec", "PodExecOptions"),
         Subresource { name: "log", gvk: None, verbs: &["get"] },
@@ -161,7 +162,11 @@ fn validate_update(pod: &Value, old: &Value, context: &Context) -> ErrorList {
     match context.subresource {
         "binding" => ErrorList::new(),
         "status" => update::status(pod, old),
-        "ephemeralcontainers" => spec::pod(pod, &rules),
+        "ephemeralcontainers" => {
+            let mut errs = spec::pod(pod, &rules);
+            errs.extend(update::ephemeral_containers(pod, old));
+            errs
+        }
         _ => {
             let mut errs = spec::pod(pod, &rules);
             errs.extend(update::pod(pod, old, &rules));

@@ -202,6 +202,27 @@ fn transitions(new: &[Value], old: &[Value], policy: &str, path: &Path) -> Error
     errs
 }
 
+/// Faults of a change of `spec.ephemeralContainers`: what is there stays, and stays as it is.
+pub(super) fn ephemeral_containers(new: &Value, old: &Value) -> ErrorList {
+    let path = Path::new("spec").child("ephemeralContainers");
+    let of = |pod| items(part(pod, "spec"), "ephemeralContainers");
+    let mut errs = ErrorList::new();
+    for old in of(old) {
+        let name = text(old, "name");
+        let what = match of(new).iter().find(|c| text(c, "name") == name) {
+            None => "removed",
+            Some(c) if c != old => "changed",
+            Some(_) => continue,
+        };
+        let name = pilothouse_apimachinery::go::quote(name);
+        errs.push(field::forbidden(
+            &path,
+            &format!("existing ephemeral containers {name} may not be {what}\n"),
+        ));
+    }
+    errs
+}
+
 /// Faults of `status.podIPs`: at most one of each family.
 pub(super) fn pod_ips(status: &Value) -> ErrorList {
     let path = Path::new("status").child("podIPs");
@@ -252,6 +273,22 @@ mod tests {
         let mut new = base();
         change(&mut new);
         pod(&new, &base(), &RULES).iter().map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn ephemeral_containers_only_grow_in_number() {
+        let pod = |names: &[&str], image: &str| {
+            let all: Vec<Value> = names.iter().map(|n| json!({"name": n, "image": image})).collect();
+            json!({"spec": {"ephemeralContainers": all}})
+        };
+        let faults = |new: Value| -> Vec<String> {
+            ephemeral_containers(&new, &pod(&["a"], "i")).iter().map(ToString::to_string).collect()
+        };
+        assert!(faults(pod(&["a", "b"], "i")).is_empty());
+        assert!(
+            faults(pod(&["b"], "i"))[0].contains("existing ephemeral containers \"a\" may not be removed")
+        );
+        assert!(faults(pod(&["a"], "j"))[0].contains("may not be changed"));
     }
 
     #[test]
