@@ -40,7 +40,7 @@ const SKIP: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Runs the proxy until `stop`. The rules stay in place when it ends: connections go on.
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
-    if config.mode != "" && config.mode != "nftables" {
+    if !config.mode.is_empty() && config.mode != "nftables" {
         tracing::warn!(
             "proxy mode {:?}: services are programmed by nftables, which serves in its place",
             config.mode
