@@ -193,12 +193,11 @@ impl Zone {
         }
         // `10-244-0-2.<namespace>.pod.<domain>` is that address, whether or not there is such a pod.
         let labels: Vec<&str> = below.trim_end_matches('.').split('.').collect();
-        if let [dashed, namespace, "pod"] = labels.as_slice() {
-            if let (true, Ok(ip)) =
-                (self.namespaces.contains(*namespace), dashed.replace('-', ".").parse::<Ipv4Addr>())
-            {
-                return Found::Here(vec![Data::Address(ip.into())]);
-            }
+        if let [dashed, namespace, "pod"] = labels.as_slice()
+            && self.namespaces.contains(*namespace)
+            && let Ok(ip) = dashed.replace('-', ".").parse::<Ipv4Addr>()
+        {
+            return Found::Here(vec![Data::Address(ip.into())]);
         }
         Found::Nothing
     }

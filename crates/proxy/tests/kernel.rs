@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::io::Write;
+use std::net::Ipv4Addr;
 use std::process::{Command, Stdio};
 
 use pilothouse_proxy::model::{Backend, ServiceEntry};
@@ -12,17 +13,17 @@ fn service(name: &str, backends: &[&str], affinity_seconds: u32) -> ServiceEntry
     ServiceEntry {
         id: format!("ns/{name}:"),
         protocol: "tcp".into(),
-        cluster_ip: "10.0.0.7".parse().unwrap(),
+        cluster_ip: Ipv4Addr::new(10, 0, 0, 7),
         port: 80,
         node_port: 30080,
-        external_ips: BTreeSet::from(["192.0.2.1".parse().unwrap()]),
+        external_ips: BTreeSet::from([Ipv4Addr::new(192, 0, 2, 1)]),
         source_ranges: vec!["198.51.100.0/24".into()],
         affinity_seconds,
         external_local: affinity_seconds > 0,
         internal_local: false,
         backends: backends
             .iter()
-            .map(|ip| Backend { ip: ip.parse().unwrap(), port: 8080, local: true })
+            .map(|ip| Backend { ip: ip.parse().expect("an address"), port: 8080, local: true })
             .collect(),
     }
 }
