@@ -11,6 +11,7 @@ use futures::future::BoxFuture;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use pilothouse_component_base::notify;
 use pilothouse_component_base::signals::{Stop, Stopper};
 use pilothouse_pki::{authority, files};
 use pilothouse_store::Store;
@@ -172,6 +173,7 @@ async fn after_start(state: Arc<ServerState>, stop: Stop) {
     let objects: BoxFuture<'static, ()> = Box::pin(bootstrap::run(state.clone(), stop.clone()));
     objects.await;
     state.health.hooks_done_except(&[]);
+    notify::ready("kube-apiserver", &format!("serving {}", state.release.git_version()));
     stop.wait().await;
     definitions.abort();
     registration.abort();

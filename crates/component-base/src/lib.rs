@@ -2,7 +2,9 @@
 //! health and metrics, signals.
 
 pub mod flags;
+pub mod klog;
 pub mod logs;
 pub mod metrics;
+pub mod notify;
 pub mod serve;
 pub mod signals;

@@ -26,6 +26,7 @@ use std::sync::Arc;
 use anyhow::Context as _;
 use pilothouse_client::leader::Election;
 use pilothouse_component_base::metrics::Metrics;
+use pilothouse_component_base::notify;
 use pilothouse_component_base::serve::{self, Health};
 use pilothouse_component_base::signals::Stop;
 
@@ -58,6 +59,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         retry_period: config.retry_period,
         ..Election::new(NAME, identity())
     };
+    notify::ready("kube-controller-manager", "waiting to lead");
     if config.leader_elect && !election.acquire(&client, &stop).await {
         return Ok(());
     }
@@ -65,6 +67,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     let limited = pilothouse_client::config::connect_limited(&config.kubeconfig, NAME, config.limit).await?;
     let context = Context::new(limited, config.clone(), stop.clone()).await?;
     controllers::start(&context).await?;
+    notify::ready("kube-controller-manager", "leading");
     if config.leader_elect {
         election.hold(&client, &stop).await?;
     } else {

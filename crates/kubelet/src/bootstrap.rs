@@ -9,6 +9,7 @@ use jiff::Timestamp;
 use kube::Client;
 use kube::config::Kubeconfig;
 use pilothouse_client::config::connect;
+use pilothouse_component_base::notify;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_pki::files;
 use serde_json::{Value, json};
@@ -46,7 +47,9 @@ pub async fn bootstrap(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     let client = connect(first, USER_AGENT).await.context("unable to load bootstrap kubeconfig")?;
     let store = Store::client(&config.cert_dir);
     let subject = node_subject(&config.node_name);
-    let request = ask(&client, &store, "node-csr-", CLIENT_SIGNER, &USAGES, &subject);
+    // Whoever approves it may need this to have come up first.
+    let waiting = |name: &str| notify::ready(USER_AGENT, &format!("waiting for the approval of {name}"));
+    let request = ask(&client, &store, "node-csr-", CLIENT_SIGNER, &USAGES, &subject, waiting);
     tokio::select! {
         r = request => r.context("failed to run Kubelet: cannot get a client certificate")?,
         _ = stop.wait() => return Ok(()),
@@ -101,7 +104,7 @@ pub async fn renew(config: &Config, client: Client) {
     tokio::time::sleep(wait).await;
     loop {
         let subject = node_subject(&config.node_name);
-        match ask(&client, &store, "csr-", CLIENT_SIGNER, &USAGES, &subject).await {
+        match ask(&client, &store, "csr-", CLIENT_SIGNER, &USAGES, &subject, |_| {}).await {
             Ok(()) => return,
             Err(e) => tracing::warn!("client certificate not renewed: {e:#}"),
         }

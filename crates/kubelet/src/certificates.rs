@@ -107,7 +107,8 @@ fn request_name(prefix: &str, request: &str) -> String {
     format!("{prefix}{}", URL_SAFE_NO_PAD.encode(Sha256::digest(request)))
 }
 
-/// Asks for a certificate and waits until it is signed. Ends with an error where it is denied.
+/// Asks for a certificate and waits until it is signed; calls `waiting` with the request's name when it has been made.
+/// Ends with an error where it is denied.
 pub async fn ask(
     client: &Client,
     store: &Store,
@@ -115,6 +116,7 @@ pub async fn ask(
     signer: &str,
     usages: &[&str],
     subject: &Subject,
+    waiting: impl FnOnce(&str),
 ) -> anyhow::Result<()> {
     let (request, key) = store.pending_request(subject)?;
     let api: Api<CertificateSigningRequest> = Api::all(client.clone());
@@ -143,6 +145,7 @@ pub async fn ask(
         }
     }
     tracing::info!("waiting for certificate signing request {name} to be approved and signed");
+    waiting(&name);
     loop {
         match api.get_opt(&name).await {
             Ok(Some(csr)) => {

@@ -13,6 +13,7 @@ use parking_lot::Mutex;
 use pilothouse_client::config::connect;
 use pilothouse_client::{Change, EventRecorder, Informer};
 use pilothouse_component_base::metrics::Metrics as Registry;
+use pilothouse_component_base::notify;
 use pilothouse_component_base::serve::{Check, Health, serve};
 use pilothouse_component_base::signals::Stop;
 
@@ -143,6 +144,7 @@ async fn start(
     wait_for_runtime(kubelet, &stop).await;
     serving_certificate(config, client, ip).await?;
     serve_health(kubelet, registry, &stop);
+    notify::ready(USER_AGENT, "running");
     kubelet.recorder.normal(&node_reference(&config.node_name), "Starting", "Starting kubelet.");
 
     let pressure = Arc::new(Mutex::new(Pressure::default()));
@@ -296,8 +298,16 @@ async fn serving_certificate(config: &Config, client: &Client, ip: IpAddr) -> an
     let client = client.clone();
     // It waits for somebody to approve it, and pods do not.
     tokio::spawn(async move {
-        if let Err(e) =
-            certificates::ask(&client, &store, "csr-", certificates::SERVING_SIGNER, &usages, &subject).await
+        if let Err(e) = certificates::ask(
+            &client,
+            &store,
+            "csr-",
+            certificates::SERVING_SIGNER,
+            &usages,
+            &subject,
+            |_| {},
+        )
+        .await
         {
             tracing::warn!("no serving certificate: {e:#}");
         }

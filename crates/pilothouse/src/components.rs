@@ -4,8 +4,8 @@ use std::future::Future;
 use std::pin::Pin;
 
 use pilothouse_component_base::flags::{self, Flags};
-use pilothouse_component_base::logs;
 use pilothouse_component_base::signals::Stop;
+use pilothouse_component_base::{logs, notify};
 
 type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
@@ -64,7 +64,7 @@ pub fn newest_version() -> String {
 }
 
 /// Runs one component as this process.
-pub fn main(component: &Component, args: &[String]) -> anyhow::Result<()> {
+pub fn main(component: &'static Component, args: &[String]) -> anyhow::Result<()> {
     let table = flags::table(component.flags);
     let flags = Flags::parse(&table, args.iter().cloned())?;
     if flags.bool("help") {
@@ -75,14 +75,24 @@ pub fn main(component: &Component, args: &[String]) -> anyhow::Result<()> {
         println!("Kubernetes {}", newest_version());
         return Ok(());
     }
-    logs::init(component.name, &flags)?;
+    let to_files = logs::init(component.name, &flags)?;
     for name in flags.deprecated_given() {
         eprintln!("Flag --{name} has been deprecated");
     }
-    runtime()?.block_on(async {
+    notify::serve_as(component.name);
+    let ended = runtime()?.block_on(async {
         let stop = Stop::on_signals()?;
+        let told = stop.clone();
+        tokio::spawn(async move {
+            told.wait().await;
+            notify::stopping(component.name);
+        });
         (component.run)(flags, stop).await
-    })
+    });
+    if let (Err(e), true) = (&ended, to_files) {
+        tracing::error!("{e:#}");
+    }
+    ended
 }
 
 /// The runtime that every process of ours runs on. Also chooses the TLS library's cryptography, once.

@@ -10,6 +10,7 @@ use std::path::Path;
 use std::process::ExitCode;
 
 use components::COMPONENTS;
+use pilothouse_pki::cfssl;
 
 /// Objects are trees of many small pieces: under load, half of the API server's time went into glibc's allocator.
 #[global_allocator]
@@ -22,6 +23,7 @@ Usage:
   pilothouse up [flags]        run a whole cluster on this machine
   pilothouse reset [flags]     remove all that `up` left on this machine
   pilothouse COMPONENT [flags] run one component alone
+  pilothouse pki COMMAND ...   make and show certificates, as cfssl does (`pki json`: as cfssljson)
   pilothouse version
 
 Components (a link to this program by one of these names is that component):
@@ -32,6 +34,9 @@ fn main() -> ExitCode {
     let own = args.next().unwrap_or_default();
     let own = Path::new(&own).file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
     let mut args: Vec<String> = args.collect();
+    if let Some((_, tool)) = cfssl::NAMES.iter().find(|(name, _)| *name == own) {
+        return cfssl::main(*tool, &args);
+    }
     let name = if COMPONENTS.iter().any(|c| c.name == own) {
         own
     } else if args.is_empty() {
@@ -50,6 +55,13 @@ fn main() -> ExitCode {
                 components::newest_version()
             );
             return ExitCode::SUCCESS;
+        }
+        "pki" => {
+            let json = args.first().is_some_and(|a| a == "json");
+            return match json {
+                true => cfssl::main(cfssl::Tool::Json, &args[1..]),
+                false => cfssl::main(cfssl::Tool::Cfssl, &args),
+            };
         }
         "help" | "--help" | "-h" => {
             print_usage();

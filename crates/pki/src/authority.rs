@@ -113,13 +113,21 @@ impl Authority {
 
     /// From PEM text. `what` names the source in errors.
     pub fn from_pem(certificate: &str, key: &str, what: &str) -> Result<Authority, Error> {
+        Self::parse(certificate, key, what, what)
+    }
+
+    fn parse(certificate: &str, key: &str, what: &str, key_what: &str) -> Result<Authority, Error> {
         let bad = |reason: String| Error::Malformed { path: what.to_string(), reason };
-        let key = KeyPair::from_pem(key).map_err(|e| bad(format!("not a private key: {e}")))?;
+        let key = KeyPair::from_pem(key).map_err(|e| Error::Malformed {
+            path: key_what.to_string(),
+            reason: format!("not a private key: {e}"),
+        })?;
         let (_, pem) = x509_parser::pem::parse_x509_pem(certificate.as_bytes())
             .map_err(|e| bad(format!("not a certificate: {e}")))?;
         let x509 = pem.parse_x509().map_err(|e| bad(format!("not a certificate: {e}")))?;
         if x509.public_key().raw != key.subject_public_key_info() {
-            return Err(bad("the key is not the certificate's".into()));
+            let whose = if key_what == what { "the key" } else { key_what };
+            return Err(bad(format!("{whose} is not the key of this certificate")));
         }
         if !x509.validity().is_valid() {
             return Err(bad("the certificate has expired or is not yet valid".into()));
@@ -130,7 +138,8 @@ impl Authority {
 
     /// From two files.
     pub fn load(certificate: &Path, key: &Path) -> Result<Authority, Error> {
-        Self::from_pem(&files::read(certificate)?, &files::read(key)?, &certificate.display().to_string())
+        let (what, key_what) = (certificate.display().to_string(), key.display().to_string());
+        Self::parse(&files::read(certificate)?, &files::read(key)?, &what, &key_what)
     }
 
     /// From `<stem>.crt` and `<stem>.key`, which are made where neither is there.
@@ -142,6 +151,11 @@ impl Authority {
         let (authority, issued) = Self::generate(common_name, 10)?;
         issued.write(dir, stem)?;
         Ok(authority)
+    }
+
+    /// What certificates are signed with.
+    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
+        &self.issuer
     }
 
     /// The authority's certificate, PEM.
@@ -177,7 +191,8 @@ impl Authority {
         Ok(csr.signed_by(&self.issuer)?.pem())
     }
 
-    fn expires_at(&self) -> Result<OffsetDateTime, Error> {
+    /// When its own certificate ends.
+    pub(crate) fn expires_at(&self) -> Result<OffsetDateTime, Error> {
         let bad = |e: String| Error::Malformed { path: "authority".into(), reason: e };
         let (_, pem) =
             x509_parser::pem::parse_x509_pem(self.certificate.as_bytes()).map_err(|e| bad(e.to_string()))?;
@@ -239,15 +254,15 @@ fn validity(params: &mut CertificateParams, valid: Duration) {
     params.not_after = now + valid;
 }
 
-fn serial() -> Result<rcgen::SerialNumber, Error> {
-    let mut bytes = [0u8; 16];
+pub(crate) fn serial() -> Result<rcgen::SerialNumber, Error> {
+    let mut bytes = [0u8; 20];
     aws_lc_rs::rand::fill(&mut bytes).map_err(|_| Error::Request("no randomness".into()))?;
     bytes[0] &= 0x7f;
     Ok(rcgen::SerialNumber::from_slice(&bytes))
 }
 
 /// Usages as `spec.usages` of a CertificateSigningRequest names them.
-fn key_usage(name: &str) -> Option<KeyUsagePurpose> {
+pub(crate) fn key_usage(name: &str) -> Option<KeyUsagePurpose> {
     Some(match name {
         "signing" | "digital signature" => KeyUsagePurpose::DigitalSignature,
         "content commitment" => KeyUsagePurpose::ContentCommitment,
@@ -262,13 +277,13 @@ fn key_usage(name: &str) -> Option<KeyUsagePurpose> {
     })
 }
 
-fn extended_key_usage(name: &str) -> Option<ExtendedKeyUsagePurpose> {
+pub(crate) fn extended_key_usage(name: &str) -> Option<ExtendedKeyUsagePurpose> {
     Some(match name {
         "any" => ExtendedKeyUsagePurpose::Any,
         "server auth" => ExtendedKeyUsagePurpose::ServerAuth,
         "client auth" => ExtendedKeyUsagePurpose::ClientAuth,
         "code signing" => ExtendedKeyUsagePurpose::CodeSigning,
-        "email protection" => ExtendedKeyUsagePurpose::EmailProtection,
+        "email protection" | "s/mime" => ExtendedKeyUsagePurpose::EmailProtection,
         "timestamping" => ExtendedKeyUsagePurpose::TimeStamping,
         "ocsp signing" => ExtendedKeyUsagePurpose::OcspSigning,
         _ => return None,

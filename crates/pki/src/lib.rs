@@ -4,6 +4,7 @@
 //! is the user, each organization a group.
 
 pub mod authority;
+pub mod cfssl;
 pub mod files;
 pub mod tokens;
 

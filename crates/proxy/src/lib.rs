@@ -19,6 +19,7 @@ use kube::api::DynamicObject;
 use kube::runtime::watcher;
 use pilothouse_client::{Informer, served};
 use pilothouse_component_base::metrics::Metrics;
+use pilothouse_component_base::notify;
 use pilothouse_component_base::serve::{self, Health};
 use pilothouse_component_base::signals::Stop;
 use prometheus_client::metrics::counter::Counter;
@@ -97,7 +98,9 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
             Ok(()) => {
                 let stale = programmed.as_ref().map(|p| p.udp_backends_gone(&wanted)).unwrap_or_default();
                 nft::forget_connections(&stale).await;
-                programmed = Some(wanted);
+                if programmed.replace(wanted).is_none() {
+                    notify::ready("kube-proxy", "services are programmed");
+                }
                 syncs.inc();
                 last_sync.set(jiff::Timestamp::now().as_second());
             }

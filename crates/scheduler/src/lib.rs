@@ -30,6 +30,7 @@ use kube::{Api, Client};
 use pilothouse_client::leader::Election;
 use pilothouse_client::{EventRecorder, Informer, served};
 use pilothouse_component_base::metrics::Metrics as Registry;
+use pilothouse_component_base::notify;
 use pilothouse_component_base::serve::{self, Health};
 use pilothouse_component_base::signals::Stop;
 
@@ -112,6 +113,8 @@ pub async fn run(mut config: Config, stop: Stop) -> anyhow::Result<()> {
     tokio::select! { _ = stop.wait() => return Ok(()), _ = synced => {} }
 
     let election = &config.leader_election;
+    let status = if election.enabled { "waiting to lead" } else { "scheduling" };
+    notify::ready(NAME, status);
     let lease = Election {
         namespace: election.namespace.clone(),
         name: election.name.clone(),
@@ -124,6 +127,7 @@ pub async fn run(mut config: Config, stop: Stop) -> anyhow::Result<()> {
         return Ok(());
     }
     if election.enabled {
+        notify::ready(NAME, "leading");
         tokio::select! {
             _ = scheduler.run(stop.clone()) => {}
             lost = lease.hold(&client, &stop) => return Ok(lost?),
