@@ -6,7 +6,6 @@
 # Needs /opt/kubernetes/bin/kube-controller-manager and the authority in /opt/kubernetes/ssl; writes below
 # /opt/kubernetes/cfg kube-controller-manager and kube-controller-manager.kubeconfig, and the unit
 # kube-controller-manager.service.
-# EMULATED_VERSION in the environment is the release that it behaves as (1.20).
 set -euo pipefail
 # shellcheck source=lib/install.sh
 . "$(dirname "$(readlink -f "$0")")/lib/install.sh"
@@ -36,8 +35,7 @@ KUBE_CONTROLLER_MANAGER_OPTS="--logtostderr=false \\
 --root-ca-file=$ssl/ca.pem \\
 --service-account-private-key-file=$ssl/ca-key.pem \\
 --use-service-account-credentials=true \\
---experimental-cluster-signing-duration=87600h0m0s \\
---emulated-version=${EMULATED_VERSION:-1.20}"
+--experimental-cluster-signing-duration=87600h0m0s"
 C
 write_file "$units/kube-controller-manager.service" 644 << U
 [Unit]

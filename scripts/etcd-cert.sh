@@ -14,6 +14,6 @@ need_cfssl
 umask 077
 for address in "$@"; do need_ipv4 "$address"; done
 authority etcd
-request=$(certs_file etcd/server-csr.json)
+request=$(project_file certs/etcd/server-csr.json)
 if [ $# -gt 0 ]; then request=$(with_hosts 127.0.0.1 "$@" <<< "$request"); fi
 certificate server www <<< "$request"

@@ -36,8 +36,6 @@ for member in "${members[@]}"; do
   [ "${member%%=*}" = "$name" ] || cluster+=,$member
 done
 
-mkdir -p "$etcd_home/cfg" /var/lib/etcd
-chmod 700 /var/lib/etcd
 write_file "$etcd_home/cfg/etcd" 644 << C
 #[Member]
 ETCD_NAME="$name"
@@ -78,7 +76,9 @@ Restart=on-failure
 RestartSec=2
 LimitNOFILE=65536
 $(server_sandbox)
-ReadWritePaths=/var/lib/etcd
+# It is made where it is not there, as on a machine that this file was copied to.
+StateDirectory=etcd
+StateDirectoryMode=0700
 
 [Install]
 WantedBy=multi-user.target

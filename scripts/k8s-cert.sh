@@ -18,13 +18,13 @@ for address in "$@"; do
   case $address in *[!0-9.]*) ;; *) need_ipv4 "$address" ;; esac
 done
 authority kubernetes
-request=$(certs_file kubernetes/apiserver-csr.json)
+request=$(project_file certs/kubernetes/apiserver-csr.json)
 if [ $# -gt 0 ]; then
   request=$(with_hosts "${service_cidr%.*}.1" 127.0.0.1 "$@" kubernetes kubernetes.default kubernetes.default.svc \
     kubernetes.default.svc.cluster kubernetes.default.svc.cluster.local <<< "$request")
 fi
 certificate apiserver kubernetes <<< "$request"
 for name in admin kube-proxy; do
-  request=$(certs_file "kubernetes/$name-csr.json")
+  request=$(project_file "certs/kubernetes/$name-csr.json")
   certificate "$name" kubernetes <<< "$request"
 done

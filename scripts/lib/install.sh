@@ -2,7 +2,7 @@
 # What the scripts of the binary install share: checks of arguments and files, files that are written whole or not at
 # all, certificates, kubeconfigs, systemd units. Sourced by bash with `set -euo pipefail`.
 #
-# `scripts/bundle` puts this text and the files of certs/ into each script, so that a script can be copied anywhere.
+# `scripts/bundle` puts this text and the files that scripts read into each script, so that a script can be copied anywhere.
 
 etcd_home=/opt/etcd
 kube_home=/opt/kubernetes
@@ -81,12 +81,12 @@ write_file() { # FILE MODE
   fi
 }
 
-# A file of certs/: from the bundle where this script is one, else from the project's folder.
-certs_file() { # etcd/ca-csr.json
+# A file of the project: out of this script where it is a bundled one, else from the project's folder.
+project_file() { # certs/etcd/ca-csr.json
   if declare -F bundled > /dev/null; then
     bundled "$1" || die "$1 is not in this script"
   else
-    cat "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../certs/$1" || die "certs/$1 is not there"
+    cat "$(dirname "$(readlink -f "${BASH_SOURCE[0]}")")/../../$1" || die "$1 is not there"
   fi
 }
 
@@ -144,7 +144,7 @@ certificate_is_for() { # FILE HOST
 
 # The authority of the current folder: made where there is none, never replaced.
 authority() { # FOLDER OF certs/
-  certs_file "$1/ca-config.json" > ca-config.json
+  project_file "certs/$1/ca-config.json" > ca-config.json
   if [ -s ca.pem ] && [ -s ca-key.pem ]; then
     certinfo ca.pem not_after | grep -q . || die "$PWD/ca.pem is not a certificate"
     say 'ca.pem is there and is kept'
@@ -153,7 +153,7 @@ authority() { # FOLDER OF certs/
   if [ -e ca.pem ] || [ -e ca-key.pem ]; then
     die "only one of $PWD/ca.pem and $PWD/ca-key.pem is there: put the other one back, or remove it"
   fi
-  certs_file "$1/ca-csr.json" > ca-csr.json
+  project_file "certs/$1/ca-csr.json" > ca-csr.json
   cfssl gencert -initca ca-csr.json | cfssljson -bare ca - || die 'ca.pem could not be made (see above)'
   say 'made ca.pem and ca-key.pem'
 }
@@ -178,8 +178,8 @@ client_kubeconfig() { # FILE SERVER USER REQUEST-NAME
   fi
   dir=$(mktemp -d)
   cp "$ca" "$kube_home/ssl/ca-key.pem" "$dir"
-  certs_file kubernetes/ca-config.json > "$dir/ca-config.json"
-  certs_file "kubernetes/$name-csr.json" > "$dir/request.json"
+  project_file certs/kubernetes/ca-config.json > "$dir/ca-config.json"
+  project_file "certs/kubernetes/$name-csr.json" > "$dir/request.json"
   (cd "$dir" && certificate "$name" kubernetes < request.json > /dev/null) || { rm -rf "$dir"; exit 1; }
   kubeconfig "$ca" "$server" "$user" "$dir/$name.pem" "$dir/$name-key.pem" | write_file "$file" 600
   # The subshell of the pipe cannot say it.

@@ -40,6 +40,10 @@ pub const FLAGS: &str = include_str!("flags.tsv");
 /// lease is lost.
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     let config = Arc::new(config);
+    // Known now and not only when it leads.
+    if let (Some(cert), Some(key)) = (&config.cluster_signing_cert_file, &config.cluster_signing_key_file) {
+        pilothouse_pki::Authority::load(cert, key).context("cluster signing certificate")?;
+    }
     let health = Health { checks: Vec::new(), metrics: Metrics::default() };
     if config.insecure_port != 0 {
         let addr = SocketAddr::new(config.insecure_address, config.insecure_port);

@@ -7,6 +7,8 @@ use pilothouse_component_base::flags::{self, Flags};
 use pilothouse_component_base::signals::Stop;
 use pilothouse_component_base::{logs, notify};
 
+use crate::pod_network;
+
 type Running = Pin<Box<dyn Future<Output = anyhow::Result<()>> + Send>>;
 
 /// One component of Kubernetes.
@@ -35,7 +37,7 @@ macro_rules! component {
     };
 }
 
-/// All of them, in the order in which `up` starts them.
+/// All of them.
 pub const COMPONENTS: &[Component] = &[
     component!("kube-apiserver", pilothouse_apiserver),
     component!("kube-controller-manager", pilothouse_controller_manager),
@@ -43,6 +45,7 @@ pub const COMPONENTS: &[Component] = &[
     component!("kube-proxy", pilothouse_proxy),
     component!("cluster-dns", pilothouse_dns),
     component!("kubelet", pilothouse_kubelet),
+    component!("pod-network", pod_network),
 ];
 
 impl Component {

@@ -4,6 +4,7 @@
 //! component. `up` runs a whole one-machine cluster.
 
 mod components;
+mod pod_network;
 mod up;
 
 use std::path::Path;

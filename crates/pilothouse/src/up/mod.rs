@@ -9,7 +9,7 @@ mod bootstrap;
 mod containerd;
 mod layout;
 mod mirror;
-mod network;
+pub mod network;
 pub mod reset;
 
 use std::net::IpAddr;
