@@ -1,12 +1,27 @@
 //! From a kubeconfig file to a [`kube::Client`].
 
 use std::path::Path;
+use std::time::Duration;
 
-use kube::client::ClientBuilder;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioExecutor;
+use kube::client::retry::RetryPolicy;
+use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use tower::ServiceBuilder;
+use tower::retry::RetryLayer;
 
 use crate::limit::{Limit, LimitLayer};
+
+/// A connection on which nothing has come for so long is asked whether it still stands, …
+const KEEPALIVE: Duration = Duration::from_secs(30);
+/// … again and again at this distance, …
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// … and is given up after so many questions.
+const KEEPALIVE_RETRIES: u32 = 3;
+/// What has been sent and is not acknowledged for so long is not going to be.
+const UNACKNOWLEDGED: Duration = Duration::from_secs(30);
 
 /// Why no client could be made. The text names the file.
 #[derive(Debug, thiserror::Error)]
@@ -35,7 +50,7 @@ pub async fn load(path: &Path) -> Result<Config, Error> {
     let kubeconfig = Kubeconfig::read_from(path).map_err(err)?;
     let mut config =
         Config::from_custom_kubeconfig(kubeconfig, &KubeConfigOptions::default()).await.map_err(err)?;
-    // Watches are quiet for long; liveness of the connection is TCP's and HTTP/2's business.
+    // Watches are quiet for long; whether a connection still stands is found out by [`client`].
     config.read_timeout = None;
     Ok(config)
 }
@@ -60,14 +75,60 @@ pub async fn connect_limited(path: &Path, user_agent: &str, limit: Option<Limit>
         .map_err(|source| Error::Client { path: path.display().to_string(), source: Box::new(source) })
 }
 
-/// A client for a configuration, held to a limit where there is one.
+/// A client for a configuration, held to a limit where there is one. It is as kube makes it, but its connections find out
+/// when the other end is gone without a word: a server behind an address that has moved, or a machine that lost its
+/// power. A watch would be silent for ever on such a one.
 pub fn client(config: Config, limit: Option<Limit>) -> Result<Client, kube::Error> {
-    match limit {
-        None => Client::try_from(config),
-        Some(limit) => Ok(ClientBuilder::try_from(config)?.with_layer(&LimitLayer::new(limit)).build()),
-    }
+    let mut http = HttpConnector::new();
+    http.enforce_http(false);
+    http.set_connect_timeout(config.connect_timeout);
+    http.set_keepalive(Some(KEEPALIVE));
+    http.set_keepalive_interval(Some(KEEPALIVE_INTERVAL));
+    http.set_keepalive_retries(Some(KEEPALIVE_RETRIES));
+    http.set_tcp_user_timeout(Some(UNACKNOWLEDGED));
+    let https = config.rustls_https_connector_with_connector(http)?;
+    let connections =
+        hyper_util::client::legacy::Client::builder(TokioExecutor::new()).build::<_, Body>(https);
+    let service = ServiceBuilder::new()
+        .option_layer(limit.map(LimitLayer::new))
+        .layer(config.base_uri_layer())
+        .option_layer(config.default_retry.then(|| RetryLayer::new(RetryPolicy::server_retry())))
+        .option_layer(config.auth_layer()?)
+        .layer(config.extra_headers_layer()?)
+        .map_err(tower::BoxError::from)
+        .service(connections);
+    Ok(Client::new(service, config.default_namespace))
 }
 
 fn http_user_agent() -> http::HeaderName {
     http::header::USER_AGENT
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The kernel's table says by `02` that a connection is kept alive.
+    fn kept_alive(port: u16) -> bool {
+        let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+        table.lines().any(|l| {
+            let fields: Vec<&str> = l.split_whitespace().collect();
+            fields.get(2).is_some_and(|to| to.ends_with(&format!(":{port:04X}")))
+                && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
+        })
+    }
+
+    #[tokio::test]
+    async fn quiet_connections_are_asked_whether_they_stand() {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let server = client(Config::new(format!("http://127.0.0.1:{port}").parse().unwrap()), None).unwrap();
+        let request = tokio::spawn(async move { server.apiserver_version().await.map(|_| ()) });
+        let (mut stream, _) = listener.accept().await.unwrap();
+        let mut first = [0u8; 1];
+        tokio::io::AsyncReadExt::read_exact(&mut stream, &mut first).await.unwrap();
+        assert!(kept_alive(port));
+        drop(stream);
+        assert!(request.await.unwrap().is_err());
+    }
 }

@@ -5,6 +5,7 @@
 
 mod components;
 mod pod_network;
+mod snapshot;
 mod up;
 
 use std::path::Path;
@@ -23,6 +24,7 @@ Pilothouse: Kubernetes in one binary.
 Usage:
   pilothouse up [flags]        run a whole cluster on this machine
   pilothouse reset [flags]     remove all that `up` left on this machine
+  pilothouse snapshot ...      save and restore what the embedded store holds
   pilothouse COMPONENT [flags] run one component alone
   pilothouse pki COMMAND ...   make and show certificates, as cfssl does (`pki json`: as cfssljson)
   pilothouse version
@@ -49,6 +51,7 @@ fn main() -> ExitCode {
     let result = match name.as_str() {
         "up" => up::main(&args),
         "reset" => up::reset::main(&args),
+        "snapshot" => snapshot::main(&args),
         "version" | "--version" => {
             println!(
                 "Pilothouse {} (Kubernetes {})",

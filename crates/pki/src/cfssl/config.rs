@@ -142,7 +142,7 @@ impl Policy {
         };
         params.not_before = begin;
         params.not_after = end;
-        params.is_ca = self.is_ca.clone();
+        params.is_ca = self.is_ca;
         params.key_usages = self.usages.iter().filter_map(|u| key_usage(u)).collect();
         params.extended_key_usages = self.usages.iter().filter_map(|u| extended_key_usage(u)).collect();
         Ok(())
@@ -235,7 +235,7 @@ mod tests {
         let mut params = CertificateParams::default();
         let now = OffsetDateTime::from_unix_timestamp(1_600_000_030).unwrap();
         Policy::standard().apply(&mut params, now).unwrap();
-        assert_eq!(params.not_before.unix_timestamp(), 1_600_000_020 + 60 - 60 - 300 + 0);
+        assert_eq!(params.not_before.unix_timestamp(), 1_600_000_020 - 300);
         assert_eq!((params.not_after - params.not_before).whole_hours(), 8760);
     }
 }
