@@ -187,6 +187,16 @@ impl Flags {
         self.given.keys().filter(|n| self.specs[*n].deprecated).copied().collect()
     }
 
+    /// What is said of each of them: pflag's line.
+    pub fn deprecation_warnings(&self) -> Vec<String> {
+        let line = |name: &'static str| {
+            let notes = self.specs[name].notes;
+            let comma = if notes.is_empty() { "" } else { ", " };
+            format!("Flag --{name} has been deprecated{comma}{notes}")
+        };
+        self.deprecated_given().into_iter().map(line).collect()
+    }
+
     /// Logs a warning for each flag that was given and that nothing has read. To be called when the component is
     /// configured.
     pub fn warn_ineffective(&self) {
@@ -283,7 +293,7 @@ mod tests {
     use super::*;
 
     const TABLE: &str = "# c\naddress\tstring\t0.0.0.0\t\t\nprofiling\tbool\ttrue\t\t\nsync\tduration\t1m0s\t\t\n\
-        v\tint\t0\t\t\nold\tint\t1\tdeprecated\t\nlist\tstrings\ta\t\t\ngates\tmapStringBool\t\t\t\nhelp\tbool\tfalse\t\t";
+        v\tint\t0\t\t\nold\tint\t1\tdeprecated\tuse --new\nlist\tstrings\ta\t\t\ngates\tmapStringBool\t\t\t\nhelp\tbool\tfalse\t\t";
 
     fn parse(args: &[&str]) -> Result<Flags, FlagError> {
         Flags::parse(&table(TABLE), args.iter().copied())
@@ -326,6 +336,7 @@ mod tests {
         let f = parse(&["--old=2", "--address=x"]).unwrap();
         f.string("address");
         assert_eq!(f.deprecated_given(), ["old"]);
+        assert_eq!(f.deprecation_warnings(), ["Flag --old has been deprecated, use --new"]);
         assert!(!f.read.lock().contains("old"));
     }
 

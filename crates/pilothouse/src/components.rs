@@ -79,8 +79,8 @@ pub fn main(component: &'static Component, args: &[String]) -> anyhow::Result<()
         return Ok(());
     }
     let to_files = logs::init(component.name, &flags)?;
-    for name in flags.deprecated_given() {
-        eprintln!("Flag --{name} has been deprecated");
+    for warning in flags.deprecation_warnings() {
+        eprintln!("{warning}");
     }
     notify::serve_as(component.name);
     let ended = runtime()?.block_on(async {
@@ -102,4 +102,35 @@ pub fn main(component: &'static Component, args: &[String]) -> anyhow::Result<()
 pub fn runtime() -> std::io::Result<tokio::runtime::Runtime> {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     tokio::runtime::Builder::new_multi_thread().enable_all().build()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The options that the install's scripts write are flags of the component.
+    #[test]
+    fn the_scripts_options_are_known() {
+        let scripts = [
+            ("kube-apiserver", include_str!("../../../scripts/apiserver.sh")),
+            ("kube-controller-manager", include_str!("../../../scripts/controller-manager.sh")),
+            ("kube-scheduler", include_str!("../../../scripts/scheduler.sh")),
+            ("kubelet", include_str!("../../../scripts/kubelet.sh")),
+            ("kube-proxy", include_str!("../../../scripts/proxy.sh")),
+            ("pod-network", include_str!("../../../scripts/network.sh")),
+            ("cluster-dns", include_str!("../../../scripts/dns.sh")),
+        ];
+        for (name, script) in scripts {
+            let component = Component::named(name).unwrap();
+            let begin = script.find("_OPTS=\"").unwrap();
+            let options = script[begin..].lines().map_while(|l| {
+                let option = l.rsplit_once("--").filter(|(_, o)| o.contains('='))?.1;
+                let option = option.trim_end_matches(['\\', ' ', '"']);
+                Some(format!("--{}", option.replace("$api_port", "6443")))
+            });
+            let options: Vec<String> = options.collect();
+            assert!(options.len() > 3, "{name}: {options:?}");
+            Flags::parse(&flags::table(component.flags), options).unwrap();
+        }
+    }
 }
