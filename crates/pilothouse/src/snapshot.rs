@@ -33,6 +33,8 @@ const DATABASE: &str = "store.redb";
 #[derive(Debug, Serialize, Deserialize)]
 struct Heading {
     format: String,
+    /// Where in the data directory the store was.
+    place: String,
     revision: u64,
     keys: usize,
     files: Vec<Part>,
@@ -68,15 +70,15 @@ pub fn main(args: &[String]) -> anyhow::Result<()> {
     }
 }
 
-/// The store's own folder: DIR, or `store` in it.
-fn store_dir(data_dir: &Path) -> PathBuf {
-    let below = data_dir.join("store");
-    if below.is_dir() && !data_dir.join(DATABASE).exists() { below } else { data_dir.to_path_buf() }
-}
+/// Where in a data directory a store can be: in its own folder, below that of an API server, below that of `up`.
+const PLACES: [&str; 3] = ["", "store", "store/store"];
 
 async fn save(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
-    let dir = store_dir(data_dir);
-    ensure!(dir.join(DATABASE).exists(), "{}: there is no store in it", data_dir.display());
+    let place = PLACES
+        .into_iter()
+        .find(|p| data_dir.join(p).join(DATABASE).exists())
+        .with_context(|| format!("{}: there is no store in it", data_dir.display()))?;
+    let dir = data_dir.join(place);
     // Opening it fails where it is in use, and brings what is in its log into the database.
     let store = EmbeddedStore::open(&dir).context("stop what uses the store first")?;
     let all = Range { start: vec![0].into(), end: vec![0xff].into(), count_only: true, ..Range::default() };
@@ -92,7 +94,13 @@ async fn save(file: &Path, data_dir: &Path) -> anyhow::Result<()> {
         }
     }
     files.sort_by(|a, b| a.name.cmp(&b.name));
-    let heading = Heading { format: FORMAT.into(), revision: counted.revision, keys: counted.count, files };
+    let heading = Heading {
+        format: FORMAT.into(),
+        place: place.into(),
+        revision: counted.revision,
+        keys: counted.count,
+        files,
+    };
     let tmp = file.with_extension("partial");
     let written = write(&tmp, &dir, &heading);
     if let Err(e) = written.and_then(|()| fs::rename(&tmp, file).context("rename")) {
@@ -150,18 +158,31 @@ fn read(
 }
 
 fn status(path: &Path) -> anyhow::Result<()> {
-    let (heading, hash) = read(path, |_, part| Ok(io::copy(part, &mut io::sink()).map(|_| ())?))?;
+    let (heading, hash) = read(path, skip)?;
     let size = fs::metadata(path)?.len();
     println!("HASH {hash}\nREVISION {}\nTOTAL KEYS {}\nTOTAL SIZE {size}", heading.revision, heading.keys);
     Ok(())
 }
 
+fn skip(_: &Part, from: &mut dyn Read) -> anyhow::Result<()> {
+    io::copy(from, &mut io::sink())?;
+    Ok(())
+}
+
 fn restore(path: &Path, data_dir: &Path) -> anyhow::Result<()> {
-    let dir = store_dir(data_dir);
+    // All of it is checked before anything is made.
+    let (heading, _) = read(path, skip)?;
+    ensure!(
+        PLACES.contains(&heading.place.as_str()),
+        "{}: unknown place {:?}",
+        path.display(),
+        heading.place
+    );
+    // Without a trailing slash, where the place is the data directory itself.
+    let dir: PathBuf = data_dir.join(&heading.place).components().collect();
     if fs::read_dir(&dir).is_ok_and(|mut entries| entries.next().is_some()) {
         bail!("{} is not empty: move it away first", dir.display());
     }
-    // All of it is read and checked before the store is there.
     let partial = dir.with_extension("partial");
     let _ = fs::remove_dir_all(&partial);
     fs::create_dir_all(&partial).with_context(|| partial.display().to_string())?;
@@ -236,8 +257,9 @@ mod tests {
     #[tokio::test]
     async fn there_and_back() {
         let dir = tempfile::tempdir().unwrap();
-        let (old, new, file) = (dir.path().join("old"), dir.path().join("new"), dir.path().join("snapshot"));
-        let store = EmbeddedStore::open(&old).unwrap();
+        let file = dir.path().join("snapshot");
+        let (old, new) = (dir.path().join("old"), dir.path().join("new"));
+        let store = EmbeddedStore::open(&old.join("store")).unwrap();
         for i in 0..20 {
             let key = format!("/registry/pods/default/{}", i % 5);
             store.put(key.into(), vec![i].into(), Expect::Any, None).await.unwrap();
@@ -250,7 +272,7 @@ mod tests {
         save(&file, &old).await.unwrap();
 
         restore(&file, &new).unwrap();
-        let store = EmbeddedStore::open(&new).unwrap();
+        let store = EmbeddedStore::open(&new.join("store")).unwrap();
         assert_eq!(store.revision().await.unwrap(), revision);
         let (kv, _) = store.get(b"/registry/pods/default/4").await.unwrap();
         assert_eq!(kv.unwrap().value[..], [19]);
