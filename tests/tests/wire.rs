@@ -45,7 +45,18 @@ macro_rules! exchanges {
     };
 }
 
-exchanges!(access, custom_resources, discovery, faults, lists, objects, patches, subresources, updates, watches);
+exchanges!(
+    access,
+    custom_resources,
+    discovery,
+    faults,
+    lists,
+    objects,
+    patches,
+    subresources,
+    updates,
+    watches
+);
 
 #[test]
 fn every_file_of_exchanges_is_played() {

@@ -235,11 +235,7 @@ impl Status {
 
     /// 413.
     pub fn too_large(message: impl Into<String>) -> Status {
-        Self::failure(
-            413,
-            "RequestEntityTooLarge",
-            format!("Request entity too large: {}", message.into()),
-        )
+        Self::failure(413, "RequestEntityTooLarge", format!("Request entity too large: {}", message.into()))
     }
 
     /// 415.

@@ -193,7 +193,7 @@ pub struct Config {
     pub kubernetes_service_node_port: u16,
     /// `lease`, `master-count`, `none`.
     pub endpoint_reconciler: String,
-    /// Certificate and key by which extension API servers and webhooks know this server.
+    /// Certificate and key by which extension API servers know this server.
     pub proxy_client: Option<(PathBuf, PathBuf)>,
     /// Kubelets.
     pub kubelet: Kubelet,

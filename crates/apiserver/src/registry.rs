@@ -100,6 +100,7 @@ impl Encode for ResourceCodec {
 pub struct Registry {
     release: Release,
     allow_privileged: bool,
+    gates: &'static [String],
     event_ttl: Duration,
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
@@ -111,9 +112,12 @@ impl Registry {
     /// The built-in resources, in a cache that has not been filled yet.
     pub fn new(config: &Config, store: Arc<dyn Store>, cache: Arc<Cache>) -> Registry {
         let scheme = Scheme::new(config.release);
+        let on = config.feature_gates.iter().filter(|(_, value)| value.eq_ignore_ascii_case("true"));
+        let gates: Vec<String> = on.map(|(gate, _)| gate.clone()).collect();
         let registry = Registry {
             release: config.release,
             allow_privileged: config.allow_privileged,
+            gates: gates.leak(),
             event_ttl: config.event_ttl,
             store,
             cache,
@@ -216,6 +220,6 @@ impl Registry {
 
     /// What kinds' own functions need to know of a request for an endpoint.
     pub fn context(&self, resource: &Resource, subresource: &'static str) -> Context {
-        resource.context(subresource, self.allow_privileged)
+        Context { gates: self.gates, ..resource.context(subresource, self.allow_privileged) }
     }
 }

@@ -55,7 +55,11 @@ impl Counters {
                 "Counter of DNS requests made per protocol.",
                 c.requests.clone(),
             );
-            r.register("coredns_dns_responses_total", "Counter of response status codes.", c.responses.clone());
+            r.register(
+                "coredns_dns_responses_total",
+                "Counter of response status codes.",
+                c.responses.clone(),
+            );
         });
         c
     }

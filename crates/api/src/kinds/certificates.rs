@@ -415,7 +415,7 @@ mod tests {
     use super::*;
 
     fn context(api_version: &'static str, subresource: &'static str) -> Context {
-        Context { release: Release::V1_20, subresource, api_version, allow_privileged: true }
+        Context { release: Release::V1_20, subresource, api_version, allow_privileged: true, gates: &[] }
     }
 
     #[test]

@@ -306,6 +306,7 @@ mod tests {
             subresource: "",
             api_version: "discovery.k8s.io/v1beta1",
             allow_privileged: true,
+            gates: &[],
         };
         let slice = json!({"endpoints": [{"conditions": {"ready": true, "serving": true}, "nodeName": "n"}]});
         let mut s = slice.clone();

@@ -81,6 +81,15 @@ pub struct Context {
     pub api_version: &'static str,
     /// `--allow-privileged`.
     pub allow_privileged: bool,
+    /// Feature gates that are on though they are off by default in the release.
+    pub gates: &'static [String],
+}
+
+impl Context {
+    /// Whether a gate that is off by default is on.
+    pub fn gate(&self, name: &str) -> bool {
+        self.gates.iter().any(|gate| gate == name || gate == "AllAlpha")
+    }
 }
 
 /// A table column.

@@ -282,6 +282,7 @@ mod tests {
         subresource: "",
         api_version: "rbac.authorization.k8s.io/v1",
         allow_privileged: true,
+        gates: &[],
     };
 
     fn texts(errs: ErrorList) -> Vec<String> {

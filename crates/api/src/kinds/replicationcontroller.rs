@@ -158,8 +158,13 @@ mod tests {
 
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     fn controller(selector: Value) -> Value {
         let mut rc = json!({"metadata": {"name": "rc"}, "spec": {

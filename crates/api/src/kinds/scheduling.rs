@@ -152,6 +152,7 @@ mod tests {
             subresource: "",
             api_version: "scheduling.k8s.io/v1",
             allow_privileged: true,
+            gates: &[],
         };
         let errs = (PRIORITY_CLASS.validate_update)(
             &json!({"value": 1, "preemptionPolicy": "Never"}),

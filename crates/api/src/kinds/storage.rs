@@ -190,6 +190,7 @@ mod tests {
         subresource: "",
         api_version: "storage.k8s.io/v1",
         allow_privileged: true,
+        gates: &[],
     };
 
     #[test]

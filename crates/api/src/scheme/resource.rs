@@ -323,7 +323,7 @@ impl Resource {
             Body::BuiltIn { static_api_version, .. } => static_api_version,
             Body::Custom { .. } => "",
         };
-        Context { release: self.release, subresource, api_version, allow_privileged }
+        Context { release: self.release, subresource, api_version, allow_privileged, gates: &[] }
     }
 
     /// The catalogue of the release.

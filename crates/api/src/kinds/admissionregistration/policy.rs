@@ -241,6 +241,7 @@ mod tests {
             subresource: "",
             api_version: "admissionregistration.k8s.io/v1",
             allow_privileged: true,
+            gates: &[],
         };
         let mut policy = json!({"spec": {"matchConstraints": {"resourceRules": [{"resources": ["pods"]}]}, "validations": [{"expression": "true"}]}});
         default_policy(&mut policy, &context);

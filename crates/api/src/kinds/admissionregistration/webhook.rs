@@ -279,7 +279,7 @@ mod tests {
     use super::*;
 
     fn context(api_version: &'static str) -> Context {
-        Context { release: Release::V1_20, subresource: "", api_version, allow_privileged: true }
+        Context { release: Release::V1_20, subresource: "", api_version, allow_privileged: true, gates: &[] }
     }
 
     fn hook(extra: Value) -> Value {

@@ -98,6 +98,7 @@ mod tests {
         subresource: "",
         api_version: "autoscaling/v1",
         allow_privileged: true,
+        gates: &[],
     };
 
     #[test]

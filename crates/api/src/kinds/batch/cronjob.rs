@@ -178,6 +178,7 @@ mod tests {
         subresource: "",
         api_version: "batch/v1beta1",
         allow_privileged: true,
+        gates: &[],
     };
 
     fn faults(change: impl Fn(&mut Value)) -> Vec<String> {

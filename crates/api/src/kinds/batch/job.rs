@@ -135,6 +135,7 @@ fn prepare_update(job: &mut Value, old: &Value, context: &Context) {
 fn without_ttl(job: &mut Value, old: &Value, context: &Context) {
     const KEY: &str = "ttlSecondsAfterFinished";
     if !is_today(context)
+        && !context.gate("TTLAfterFinished")
         && !present(part(old, "spec"), KEY)
         && let Some(spec) = job.get_mut("spec")
     {
@@ -334,7 +335,7 @@ mod tests {
     use super::*;
 
     fn context(release: Release) -> Context {
-        Context { release, subresource: "", api_version: "batch/v1", allow_privileged: true }
+        Context { release, subresource: "", api_version: "batch/v1", allow_privileged: true, gates: &[] }
     }
 
     fn job(release: Release, change: impl Fn(&mut Value)) -> (Value, Vec<String>) {
@@ -356,6 +357,10 @@ mod tests {
         assert_eq!(j["metadata"]["labels"], json!({"controller-uid": "u-1", "job-name": "pi"}));
         assert_eq!((&j["spec"]["completions"], &j["spec"]["backoffLimit"]), (&json!(1), &json!(6)));
         assert!(j["spec"].get("ttlSecondsAfterFinished").is_none());
+        let gates = vec!["TTLAfterFinished".to_string()].leak();
+        let mut kept = json!({"spec": {"ttlSecondsAfterFinished": 3}});
+        without_ttl(&mut kept, &Value::Null, &Context { gates, ..context(Release::V1_20) });
+        assert_eq!(kept["spec"]["ttlSecondsAfterFinished"], 3);
         let (j, errs) = job(NEWEST, |_| {});
         assert_eq!(errs, Vec::<String>::new());
         assert_eq!(

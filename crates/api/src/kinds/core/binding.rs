@@ -37,8 +37,13 @@ mod tests {
 
     #[test]
     fn target() {
-        let context =
-            Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+        let context = Context {
+            release: Release::V1_20,
+            subresource: "",
+            api_version: "v1",
+            allow_privileged: true,
+            gates: &[],
+        };
         assert!(validate(&json!({"target": {"name": "n1"}}), &context).is_empty());
         let texts: Vec<String> =
             validate(&json!({"target": {"kind": "Pod"}}), &context).iter().map(ToString::to_string).collect();

@@ -106,7 +106,13 @@ mod tests {
     use super::*;
 
     fn context(subresource: &'static str) -> Context {
-        Context { release: Release::V1_20, subresource, api_version: "v1", allow_privileged: true }
+        Context {
+            release: Release::V1_20,
+            subresource,
+            api_version: "v1",
+            allow_privileged: true,
+            gates: &[],
+        }
     }
 
     #[test]

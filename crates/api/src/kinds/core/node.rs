@@ -280,8 +280,13 @@ mod tests {
 
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     #[test]
     fn defaults() {

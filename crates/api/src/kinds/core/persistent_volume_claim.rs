@@ -250,8 +250,13 @@ fn row(object: &Value, context: &RowContext) -> Vec<Value> {
 mod tests {
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     fn claim(size: &str, phase: &str) -> Value {
         json!({"metadata": {"name": "c", "resourceVersion": "1"}, "spec": {"accessModes": ["ReadWriteOnce"],

@@ -232,8 +232,13 @@ fn row(object: &Value, context: &RowContext) -> Vec<Value> {
 mod tests {
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     #[test]
     fn scopes() {

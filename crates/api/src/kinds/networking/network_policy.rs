@@ -187,6 +187,7 @@ mod tests {
             subresource: "",
             api_version: "networking.k8s.io/v1",
             allow_privileged: true,
+            gates: &[],
         };
         let mut p = json!({"spec": {"egress": [{"ports": [{"port": 53}]}]}});
         default(&mut p, &context);

@@ -5,7 +5,7 @@ use pilothouse_apimachinery::version::NEWEST;
 use super::*;
 
 fn context(release: Release) -> Context {
-    Context { release, subresource: "", api_version: "v1", allow_privileged: true }
+    Context { release, subresource: "", api_version: "v1", allow_privileged: true, gates: &[] }
 }
 
 fn created(mut pod: Value, release: Release) -> (Value, Vec<String>) {

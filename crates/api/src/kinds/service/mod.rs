@@ -157,7 +157,7 @@ fn drop_disabled(service: &mut Value, old: Option<&Value>, context: &Context) {
     if !in_use(&["spec", "allocateLoadBalancerNodePorts"]) {
         remove(service, &["spec", "allocateLoadBalancerNodePorts"]);
     }
-    if !in_use(&["spec", "topologyKeys"]) {
+    if !context.gate("ServiceTopology") && !in_use(&["spec", "topologyKeys"]) {
         remove(service, &["spec", "topologyKeys"]);
     }
     if !in_use(&["status", "conditions"]) {
@@ -376,7 +376,7 @@ mod tests {
     use super::*;
 
     fn context(release: Release) -> Context {
-        Context { release, subresource: "", api_version: "v1", allow_privileged: true }
+        Context { release, subresource: "", api_version: "v1", allow_privileged: true, gates: &[] }
     }
 
     #[test]

@@ -372,8 +372,13 @@ mod tests {
 
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     fn service(extra: Value) -> Value {
         let mut s = json!({"spec": {"type": "ClusterIP", "sessionAffinity": "None",

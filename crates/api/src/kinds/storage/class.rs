@@ -206,6 +206,7 @@ mod tests {
             subresource: "",
             api_version: "storage.k8s.io/v1",
             allow_privileged: true,
+            gates: &[],
         };
         let old = json!({"provisioner": "p", "reclaimPolicy": "Delete", "volumeBindingMode": "Immediate", "parameters": {"a": "1"}});
         let new = json!({"provisioner": "q", "reclaimPolicy": "Retain", "volumeBindingMode": "WaitForFirstConsumer"});

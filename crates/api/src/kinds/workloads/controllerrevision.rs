@@ -97,6 +97,7 @@ mod tests {
             subresource: "",
             api_version: "apps/v1",
             allow_privileged: true,
+            gates: &[],
         };
         let (old, new) =
             (json!({"data": {"a": 1}, "revision": 1}), json!({"data": {"a": 2}, "revision": -1}));

@@ -277,8 +277,13 @@ mod tests {
 
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "apps/v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "apps/v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     fn set(change: impl Fn(&mut Value)) -> Value {
         let mut set = json!({"metadata": {"name": "s"}, "spec": {

@@ -260,7 +260,7 @@ mod tests {
 
     fn context(api_version: &'static str) -> Context {
         let release = if api_version == "apps/v1" { Release::V1_20 } else { NEWEST };
-        Context { release, subresource: "", api_version, allow_privileged: true }
+        Context { release, subresource: "", api_version, allow_privileged: true, gates: &[] }
     }
 
     fn deployment(api_version: &'static str, spec: Value) -> Value {

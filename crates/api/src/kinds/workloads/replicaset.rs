@@ -147,8 +147,13 @@ mod tests {
 
     use super::*;
 
-    const CONTEXT: Context =
-        Context { release: Release::V1_20, subresource: "", api_version: "apps/v1", allow_privileged: true };
+    const CONTEXT: Context = Context {
+        release: Release::V1_20,
+        subresource: "",
+        api_version: "apps/v1",
+        allow_privileged: true,
+        gates: &[],
+    };
 
     fn set(selector: Value) -> Value {
         let mut rs = json!({"metadata": {"name": "rs"}, "spec": {
