@@ -8,6 +8,7 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
+use crate::empties::Empties;
 use crate::encode::versioned;
 use crate::handlers::{Call, lifecycle};
 use crate::json::{remove, set, str_at};
@@ -110,12 +111,14 @@ pub fn track(
     // An object that is in the version of the request already need not be copied.
     let is_hub = resource.same_as_hub() && resource.api_version == endpoint.hub.api_version;
     let mut shown = if is_hub { std::mem::take(&mut object) } else { object.clone() };
+    let empties = if is_hub { Empties::of(&shown) } else { Empties::default() };
     resource.from_hub(&mut shown);
     let entries = with_manager(scheme, resource, subresource, |m, empty| {
         let live = live.map(|l| versioned(endpoint, l));
         m.update(live.as_ref().unwrap_or(empty), &shown, manager)
     });
     if is_hub {
+        empties.restore(&mut shown);
         object = shown;
     }
     if entries.is_empty() {

@@ -17,6 +17,7 @@ pub mod config;
 pub mod crd;
 pub mod deprecation;
 pub mod dispatch;
+pub mod empties;
 pub mod encode;
 pub mod fields;
 pub mod flow_schemas;
