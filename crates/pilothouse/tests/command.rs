@@ -4,7 +4,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{Command, Output};
 
 fn pilothouse(args: &[&str]) -> Output {
-    Command::new(env!("CARGO_BIN_EXE_pilothouse")).args(args).output().unwrap()
+    Command::new(env!("CARGO_BIN_EXE_pilothouse")).args(args).output().expect("the program starts")
 }
 
 fn text(bytes: &[u8]) -> String {
@@ -66,4 +66,18 @@ fn reset_refuses_a_folder_that_is_not_ours() {
     let output = pilothouse(&["reset", &format!("--data-dir={}", dir.path().display())]);
     assert!(!output.status.success());
     assert!(dir.path().join("letters").exists());
+}
+
+#[test]
+fn it_is_cfssl_by_that_name() {
+    let by_name = |name: &str, args: &[&str]| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_pilothouse"));
+        command.arg0(name).args(args).stdin(std::process::Stdio::null()).output().unwrap()
+    };
+    let version = by_name("/usr/local/bin/cfssl", &["version"]);
+    assert!(text(&version.stdout).starts_with("Version: "), "{version:?}");
+    assert_eq!(version.stdout, pilothouse(&["pki", "version"]).stdout);
+    let empty = by_name("cfssljson", &["-bare", "x"]);
+    assert!(!empty.status.success() && text(&empty.stderr).contains("there is no input"), "{empty:?}");
+    assert_eq!(by_name("cfssl", &["gencert", "-nope"]).status.code(), Some(2));
 }
