@@ -126,6 +126,15 @@ fn open_faulty(dir: &Path) -> (Arc<EmbeddedStore>, Fault) {
     (EmbeddedStore::open_through(dir, Options::default(), opener, Box::new(io)).unwrap(), fault)
 }
 
+/// Lets go of a store without closing it, and returns when what it has under way is done.
+async fn dropped(store: Arc<EmbeddedStore>) {
+    let inner = Arc::downgrade(&store.inner);
+    drop(store);
+    while inner.strong_count() > 0 {
+        tokio::task::yield_now().await;
+    }
+}
+
 #[tokio::test]
 async fn a_database_without_room_catches_up_later() {
     let dir = tempfile::tempdir().unwrap();
@@ -143,7 +152,7 @@ async fn a_database_without_room_catches_up_later() {
     fault.database_full.store(false, Ordering::SeqCst);
     store.inner.storage.checkpoint().unwrap();
     put(&store, key(3), "last").await;
-    drop(store);
+    dropped(store).await;
     let (store, _) = open_faulty(dir.path());
     assert_eq!(&store.get(&key(3)).await.unwrap().0.unwrap().value[..], b"last");
     assert_eq!(store.get(&key(11)).await.unwrap().0.unwrap().value.len(), 1 << 20);
@@ -204,7 +213,7 @@ async fn a_second_process_and_damaged_files_are_told_apart() {
     let text = error(EmbeddedStore::open(dir.path()));
     assert!(text.ends_with("is in use by another process"), "{text}");
     store.close().await;
-    drop(store);
+    dropped(store).await;
     let file = dir.path().join("store.redb");
     let good = std::fs::read(&file).unwrap();
     type Damage = Box<dyn Fn(&mut Vec<u8>)>;
@@ -240,7 +249,7 @@ async fn everything_is_there_after_a_restart() {
     store.close().await;
     assert!(matches!(store.get(b"a").await, Err(Error::Unavailable(_))));
     assert!(matches!(store.put("a".into(), "b".into(), Expect::Any, None).await, Err(Error::Unavailable(_))));
-    drop(store);
+    dropped(store).await;
     let store = EmbeddedStore::open(dir.path()).unwrap();
     let after = store.range(everything()).await.unwrap();
     assert_eq!((before.kvs, before.revision), (after.kvs, after.revision));
