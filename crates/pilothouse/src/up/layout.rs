@@ -139,7 +139,17 @@ impl Layout {
             "cgroupDriver": "cgroupfs",
             "clusterDNS": [config.service_ip(10)],
             "clusterDomain": config.cluster_domain,
+            // The disk of a person's machine is often fuller than that of a server, and images that were brought along
+            // cannot be pulled again.
+            "evictionHard": {
+                "memory.available": "100Mi",
+                "nodefs.available": "3%",
+                "nodefs.inodesFree": "3%",
+                "imagefs.available": "3%",
+            },
             "failSwapOn": false,
+            "imageGCHighThresholdPercent": 96,
+            "imageGCLowThresholdPercent": 94,
             "rotateCertificates": true,
         });
         files::write_public(&self.path("kubelet.yaml"), serde_yaml_ng::to_string(&kubelet)?.as_bytes())?;
