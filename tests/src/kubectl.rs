@@ -121,14 +121,14 @@ impl<'a> Session<'a> {
             .stderr(Stdio::piped())
             .spawn()
             .expect("the fabric script runs");
-        if let Some(mut stdin) = child.stdin.take() {
+        let mut stdin = child.stdin.take();
+        if let Some(stdin) = &mut stdin {
             // An early end closes the terminal: what was shown until then tells why.
             let _ = stdin.write_all(typed.as_bytes());
-            let output = child.wait_with_output().expect("the command's output");
-            drop(stdin);
-            return String::from_utf8_lossy(&output.stdout).replace('\r', "");
         }
-        String::new()
+        let output = child.wait_with_output().expect("the command's output");
+        drop(stdin);
+        String::from_utf8_lossy(&output.stdout).replace('\r', "")
     }
 
     /// Starts a command line in the background; it ends when this is dropped. What it prints goes into `file`.
