@@ -2,6 +2,7 @@
 //!
 //! The exchanges are in `tests/wire`, a file for each test. `WIRE_RECORD=1` writes the server's answers into the files
 //! as what is expected: read the difference before committing it.
+#![expect(clippy::unwrap_used, reason = "a test ends where something fails")]
 
 use std::fs;
 
