@@ -3,19 +3,20 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use ipnet::IpNet;
-use pilothouse_component_base::flags::Flags;
+use pilothouse_component_base::flags::{Flags, parse_duration};
 use serde::Deserialize;
 
-use crate::rules;
+use crate::{ipvs, rules};
 
 /// What the proxy was asked to do.
 #[derive(Debug, Clone)]
 pub struct Config {
     /// Credentials for the API server.
     pub kubeconfig: PathBuf,
-    /// `iptables`, `ipvs`, …: what the configuration names; nftables serves in place of all.
+    /// `iptables`, `ipvs`, …: what the configuration names; nftables serves in place of all that cannot be had.
     pub mode: String,
     /// This node's name.
     pub node_name: String,
@@ -25,6 +26,12 @@ pub struct Config {
     pub metrics_bind_address: Option<SocketAddr>,
     /// What the rules depend on.
     pub rules: rules::Options,
+    /// What mode `ipvs` depends on.
+    pub ipvs: ipvs::Options,
+    /// Remove what a proxy has programmed, and end.
+    pub cleanup: bool,
+    /// Whether that includes what mode `ipvs` has left.
+    pub cleanup_ipvs: bool,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -40,6 +47,7 @@ struct File {
     mode: String,
     node_port_addresses: Option<Vec<String>>,
     iptables: Iptables,
+    ipvs: Ipvs,
 }
 
 #[derive(Debug, Default, Deserialize)]
@@ -52,6 +60,88 @@ struct ClientConnection {
 #[serde(rename_all = "camelCase", default)]
 struct Iptables {
     masquerade_all: bool,
+}
+
+/// KubeProxyIPVSConfiguration: durations as texts.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Ipvs {
+    scheduler: String,
+    #[serde(rename = "strictARP")]
+    strict_arp: bool,
+    #[serde(rename = "excludeCIDRs")]
+    exclude_cidrs: Option<Vec<String>>,
+    sync_period: String,
+    min_sync_period: String,
+    tcp_timeout: String,
+    tcp_fin_timeout: String,
+    udp_timeout: String,
+}
+
+impl Ipvs {
+    fn from_flags(flags: &Flags) -> Ipvs {
+        let duration = |name| flags.opt(name).unwrap_or_default();
+        Ipvs {
+            scheduler: flags.string("ipvs-scheduler"),
+            strict_arp: flags.bool("ipvs-strict-arp"),
+            exclude_cidrs: Some(flags.strings("ipvs-exclude-cidrs")),
+            sync_period: duration("ipvs-sync-period"),
+            min_sync_period: duration("ipvs-min-sync-period"),
+            tcp_timeout: duration("ipvs-tcp-timeout"),
+            tcp_fin_timeout: duration("ipvs-tcpfin-timeout"),
+            udp_timeout: duration("ipvs-udp-timeout"),
+        }
+    }
+
+    /// Defaults and checks it. The error names the field as the original does.
+    fn options(self) -> Result<ipvs::Options, String> {
+        let invalid = |field: &str, value: &str, why: &str| {
+            format!(
+                "KubeProxyConfiguration.KubeProxyIPVSConfiguration.{field}: Invalid value: {value:?}: {why}"
+            )
+        };
+        let duration = |field: &str, v: &str| match v {
+            "" => Ok(Duration::ZERO),
+            v if v.starts_with('-') => Err(invalid(field, v, "must be greater than or equal to 0")),
+            v => parse_duration(v).ok_or_else(|| invalid(field, v, "must be a duration")),
+        };
+        let defaults = ipvs::Options::default();
+        let scheduler = match self.scheduler.as_str() {
+            "" => defaults.scheduler,
+            s if ipvs::SCHEDULERS.contains(&s) => self.scheduler,
+            s => {
+                let known = ipvs::SCHEDULERS.join(" ");
+                let why =
+                    format!("must be in [{known}], blank means the default algorithm method (currently rr)");
+                return Err(invalid("Scheduler.Scheduler", s, &why));
+            }
+        };
+        let sync_period = match duration("SyncPeriod", &self.sync_period)? {
+            Duration::ZERO => defaults.sync_period,
+            period => period,
+        };
+        let min_sync_period = duration("MinSyncPeriod", &self.min_sync_period)?;
+        if min_sync_period > sync_period {
+            let why = "must be greater than or equal to KubeProxyConfiguration.KubeProxyIPVSConfiguration.MinSyncPeriod";
+            return Err(invalid("SyncPeriod", &self.sync_period, why));
+        }
+        let exclude_cidrs = self
+            .exclude_cidrs
+            .unwrap_or_default()
+            .iter()
+            .map(|c| c.parse().map_err(|_| invalid("ExcludeCidrs", c, "must be a valid IP block")))
+            .collect::<Result<_, String>>()?;
+        Ok(ipvs::Options {
+            scheduler,
+            strict_arp: self.strict_arp,
+            exclude_cidrs,
+            sync_period,
+            min_sync_period,
+            tcp_timeout: duration("TCPTimeout", &self.tcp_timeout)?,
+            tcp_fin_timeout: duration("TCPFinTimeout", &self.tcp_fin_timeout)?,
+            udp_timeout: duration("UDPTimeout", &self.udp_timeout)?,
+        })
+    }
 }
 
 impl Config {
@@ -68,6 +158,7 @@ impl Config {
                 mode: flags.string("proxy-mode"),
                 node_port_addresses: Some(flags.strings("nodeport-addresses")),
                 iptables: Iptables { masquerade_all: flags.bool("masquerade-all") },
+                ipvs: Ipvs::from_flags(flags),
                 ..File::default()
             },
         };
@@ -90,7 +181,8 @@ impl Config {
                     .map_err(|e| format!("{name} {v:?}: {e}")),
             }
         };
-        if file.client_connection.kubeconfig.is_empty() {
+        let cleanup = flags.bool("cleanup");
+        if file.client_connection.kubeconfig.is_empty() && !cleanup {
             return Err("no kubeconfig: --kubeconfig, or clientConnection.kubeconfig in --config".into());
         }
         let node_name = match file.hostname_override.as_str() {
@@ -105,6 +197,11 @@ impl Config {
             .iter()
             .map(|a| a.parse().map_err(|e| format!("nodePortAddresses: {a:?}: {e}")))
             .collect::<Result<Vec<IpNet>, String>>()?;
+        // Of the other modes' configuration nobody asks.
+        let ipvs = match file.mode.as_str() {
+            "ipvs" => file.ipvs.options()?,
+            _ => ipvs::Options::default(),
+        };
         Ok(Config {
             kubeconfig: PathBuf::from(file.client_connection.kubeconfig),
             mode: file.mode,
@@ -121,6 +218,9 @@ impl Config {
                 masquerade_all: file.iptables.masquerade_all,
                 node_port_addresses,
             },
+            ipvs,
+            cleanup,
+            cleanup_ipvs: flags.bool("cleanup-ipvs"),
         })
     }
 }
@@ -170,6 +270,67 @@ mod tests {
         assert_eq!(c.healthz_bind_address.unwrap().to_string(), "0.0.0.0:10256");
         std::fs::write(&path, "kind: Pod").unwrap();
         assert!(config(&[&format!("--config={}", path.display())]).unwrap_err().contains("p.yaml"));
+    }
+
+    #[test]
+    fn ipvs_has_its_part() {
+        let c = config(&["--kubeconfig=/k", "--proxy-mode=ipvs"]).unwrap();
+        assert_eq!(c.ipvs, ipvs::Options::default());
+        let c = config(&[
+            "--kubeconfig=/k",
+            "--proxy-mode=ipvs",
+            "--ipvs-scheduler=wrr",
+            "--ipvs-strict-arp",
+            "--ipvs-exclude-cidrs=192.0.2.0/24,fd00::/8",
+            "--ipvs-sync-period=1m0s",
+            "--ipvs-min-sync-period=5s",
+            "--ipvs-tcp-timeout=15m",
+        ])
+        .unwrap();
+        assert_eq!((c.ipvs.scheduler.as_str(), c.ipvs.strict_arp), ("wrr", true));
+        assert_eq!((c.ipvs.sync_period.as_secs(), c.ipvs.min_sync_period.as_secs()), (60, 5));
+        assert_eq!((c.ipvs.exclude_cidrs.len(), c.ipvs.tcp_timeout.as_secs()), (2, 900));
+        for (flag, field) in [
+            ("--ipvs-scheduler=x", "Scheduler.Scheduler: Invalid value: \"x\": must be in [rr wrr lc "),
+            ("--ipvs-exclude-cidrs=10.0.0.1", "ExcludeCidrs"),
+            ("--ipvs-min-sync-period=31s", "SyncPeriod"),
+        ] {
+            let e = config(&["--kubeconfig=/k", "--proxy-mode=ipvs", flag]).unwrap_err();
+            assert!(e.contains(field), "{e}");
+            // Another mode does not look at it.
+            config(&["--kubeconfig=/k", flag]).unwrap();
+        }
+    }
+
+    #[test]
+    fn the_files_keys_of_ipvs() {
+        let text = "kind: KubeProxyConfiguration\nmode: ipvs\nclientConnection: {kubeconfig: /k}\nipvs:\n  \
+            scheduler: sh\n  strictARP: true\n  excludeCIDRs: [192.0.2.0/24]\n  syncPeriod: 10s\n  \
+            minSyncPeriod: 0s\n  tcpTimeout: 1m\n  tcpFinTimeout: 5s\n  udpTimeout: 2s\n";
+        let file: File = serde_yaml_ng::from_str(text).unwrap();
+        let seconds = Duration::from_secs;
+        assert_eq!(
+            file.ipvs.options().unwrap(),
+            ipvs::Options {
+                scheduler: "sh".into(),
+                strict_arp: true,
+                exclude_cidrs: vec!["192.0.2.0/24".parse().unwrap()],
+                sync_period: seconds(10),
+                min_sync_period: seconds(0),
+                tcp_timeout: seconds(60),
+                tcp_fin_timeout: seconds(5),
+                udp_timeout: seconds(2),
+            }
+        );
+        let null: File = serde_yaml_ng::from_str("ipvs: {excludeCIDRs: null, syncPeriod: 0s}").unwrap();
+        assert_eq!(null.ipvs.options().unwrap(), ipvs::Options::default());
+        let negative: File = serde_yaml_ng::from_str("ipvs: {udpTimeout: -1s}").unwrap();
+        assert!(negative.ipvs.options().unwrap_err().contains("UDPTimeout"));
+    }
+
+    #[test]
+    fn cleanup_needs_no_credentials() {
+        assert!(config(&["--cleanup"]).unwrap().cleanup);
     }
 
     #[test]

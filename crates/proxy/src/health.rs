@@ -149,6 +149,7 @@ mod tests {
             port: 80,
             node_port: 0,
             external_ips: BTreeSet::new(),
+            ingress_ips: BTreeSet::new(),
             source_ranges: Vec::new(),
             affinity_seconds: 0,
             external_local: true,

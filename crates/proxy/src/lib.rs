@@ -1,13 +1,15 @@
-//! kube-proxy: services become nftables rules.
+//! kube-proxy: services become nftables rules, or virtual servers of IPVS.
 //!
 //! What the API says ([`model`]) becomes a rule set ([`rules`], a plain function), and what differs from the rule
 //! set in the kernel is applied in one transaction ([`nft`]): a packet sees the old rules or the new ones, never
-//! something between.
+//! something between. In mode `ipvs`, on a kernel that has IPVS, services are virtual servers instead ([`ipvs`]).
 
 pub mod config;
 pub mod health;
+pub mod ipvs;
 pub mod model;
 pub mod nft;
+pub mod proxier;
 pub mod rules;
 
 use std::sync::Arc;
@@ -25,15 +27,18 @@ use pilothouse_component_base::signals::Stop;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
 use tokio::sync::Notify;
+use tokio::time::Instant;
 
 pub use config::Config;
+
+use crate::proxier::Proxier;
 
 /// The flag table.
 pub const FLAGS: &str = include_str!("flags.tsv");
 
 /// Changes within this time become one transaction.
 const GATHER: Duration = Duration::from_millis(20);
-/// After a failure the whole rule set is tried again.
+/// After a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
 /// Services that do not want this proxy say so by this label.
@@ -41,12 +46,10 @@ const SKIP: &str = "service.kubernetes.io/service-proxy-name";
 
 /// Runs the proxy until `stop`. The rules stay in place when it ends: connections go on.
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
-    if !config.mode.is_empty() && config.mode != "nftables" {
-        tracing::warn!(
-            "proxy mode {:?}: services are programmed by nftables, which serves in its place",
-            config.mode
-        );
+    if config.cleanup {
+        return proxier::cleanup(&config).await;
     }
+    let mut proxier = Proxier::choose(&config).await;
     let metrics = Metrics::default();
     let last_sync = Gauge::<i64>::default();
     let syncs = Counter::<u64>::default();
@@ -80,39 +83,35 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         _ = stop.wait() => return Ok(()),
         _ = async { services.wait_synced().await; slices.wait_synced().await } => {}
     }
-    let mut programmed: Option<rules::RuleSet> = None;
     let mut health_checks = health::Servers::default();
+    let (mut ready, mut again, mut last) = (false, None, None::<Instant>);
     changed.notify_one();
     loop {
-        tokio::select! { _ = stop.wait() => return Ok(()), _ = changed.notified() => {} }
-        tokio::time::sleep(GATHER).await;
+        tokio::select! {
+            _ = stop.wait() => return Ok(()),
+            _ = changed.notified() => {}
+            _ = tokio::time::sleep(again.unwrap_or_default()), if again.is_some() => {}
+        }
+        let early = last.map_or(Duration::ZERO, |l| proxier.min_sync_period().saturating_sub(l.elapsed()));
+        tokio::select! { _ = stop.wait() => return Ok(()), _ = tokio::time::sleep(early.max(GATHER)) => {} }
+        last = Some(Instant::now());
         let all = services.list();
         let model = model::build(&all, &slices.list(), &config.node_name);
         health_checks.sync(health::wanted(&all, &model)).await;
-        let wanted = rules::render(&model, &config.rules);
-        let script = nft::script(programmed.as_ref(), &wanted);
-        if script.is_empty() {
-            continue;
-        }
-        match nft::apply(&script).await {
-            Ok(()) => {
-                let stale = programmed.as_ref().map(|p| p.udp_backends_gone(&wanted)).unwrap_or_default();
-                nft::forget_connections(&stale).await;
-                if programmed.replace(wanted).is_none() {
+        match proxier.sync(&model).await {
+            Ok(synced) => {
+                if !std::mem::replace(&mut ready, true) {
                     notify::ready("kube-proxy", "services are programmed");
                 }
-                syncs.inc();
+                if synced.changed {
+                    syncs.inc();
+                }
                 last_sync.set(jiff::Timestamp::now().as_second());
+                again = synced.again;
             }
             Err(e) => {
                 tracing::error!("{e:#}");
-                // The kernel's rules may be another's by now: begin anew.
-                programmed = None;
-                let again = changed.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(RETRY).await;
-                    again.notify_one();
-                });
+                again = Some(RETRY);
             }
         }
     }

@@ -32,8 +32,10 @@ pub struct ServiceEntry {
     pub port: u16,
     /// Port on every node, 0 for none.
     pub node_port: u16,
-    /// External and load balancer addresses.
+    /// External addresses.
     pub external_ips: BTreeSet<Ipv4Addr>,
+    /// The load balancer's addresses.
+    pub ingress_ips: BTreeSet<Ipv4Addr>,
     /// Who may use the load balancer addresses; empty for all.
     pub source_ranges: Vec<String>,
     /// A client stays with its backend for so many seconds; 0 for not.
@@ -44,6 +46,13 @@ pub struct ServiceEntry {
     pub internal_local: bool,
     /// Where connections go.
     pub backends: Vec<Backend>,
+}
+
+impl ServiceEntry {
+    /// External and load balancer addresses.
+    pub fn outside_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+        self.external_ips.union(&self.ingress_ips).copied().filter(|ip| *ip != self.cluster_ip)
+    }
 }
 
 /// Builds the model. IPv4 only.
@@ -69,20 +78,15 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &st
         if spec.type_.as_deref() == Some("ExternalName") {
             continue;
         }
-        let ingress = service
-            .status
-            .iter()
-            .flat_map(|s| s.load_balancer.iter())
+        let ingress = service.status.iter().filter_map(|s| s.load_balancer.as_ref());
+        // A balancer that is a proxy itself wants its traffic to go through it, from inside too.
+        let ingress_ips: BTreeSet<Ipv4Addr> = ingress
             .flat_map(|l| l.ingress.iter().flatten())
-            .filter_map(|i| i.ip.clone());
-        let external_ips: BTreeSet<Ipv4Addr> = spec
-            .external_ips
-            .iter()
-            .flatten()
-            .cloned()
-            .chain(ingress)
-            .filter_map(|ip| ip.parse().ok())
+            .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
+            .filter_map(|i| i.ip.as_deref()?.parse().ok())
             .collect();
+        let external_ips: BTreeSet<Ipv4Addr> =
+            spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
         let affinity_seconds = if spec.session_affinity.as_deref() == Some("ClientIP") {
             let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
             config.and_then(|c| c.timeout_seconds).and_then(|s| u32::try_from(s).ok()).unwrap_or(10_800)
@@ -99,6 +103,7 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &st
                 port: number(port.port),
                 node_port: port.node_port.map(number).unwrap_or(0),
                 external_ips: external_ips.clone(),
+                ingress_ips: ingress_ips.clone(),
                 source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
                 affinity_seconds,
                 external_local: spec.external_traffic_policy.as_deref() == Some("Local"),

@@ -15,7 +15,7 @@ use crate::model::{Backend, ServiceEntry};
 /// The table that is ours.
 pub const TABLE: &str = "kube-proxy";
 /// A packet with this mark gets the node's address on its way out.
-const MASQUERADE: &str = "0x4000";
+pub(crate) const MASQUERADE: &str = "0x4000";
 
 /// What the rules depend on beside the services.
 #[derive(Debug, Clone, Default)]
@@ -53,10 +53,17 @@ impl RuleSet {
     pub fn udp_backends_gone(&self, new: &RuleSet) -> Vec<(Ipv4Addr, u16, Ipv4Addr)> {
         self.udp.difference(&new.udp).copied().collect()
     }
+
+    /// Remembers the backends of a UDP service.
+    pub(crate) fn remember_udp(&mut self, s: &ServiceEntry) {
+        if s.protocol == "udp" {
+            self.udp.extend(s.backends.iter().map(|b| (s.cluster_ip, s.port, b.ip)));
+        }
+    }
 }
 
 /// A short name for what a chain is about. nft's names may have 127 letters; ids may be longer.
-fn short(prefix: &str, id: &str) -> String {
+pub(crate) fn short(prefix: &str, id: &str) -> String {
     use std::fmt::Write;
     let digest = Sha256::digest(id.as_bytes());
     digest.iter().take(8).fold(format!("{prefix}-"), |mut s, b| {
@@ -78,18 +85,39 @@ pub fn render(services: &[ServiceEntry], options: &Options) -> RuleSet {
     set
 }
 
+/// A chain that hooks into the kernel.
+pub(crate) fn hook(kind: &str, hook: &str, priority: &str, rules: &[String]) -> Vec<String> {
+    let mut all = vec![format!("type {kind} hook {hook} priority {priority}; policy accept;")];
+    all.extend_from_slice(rules);
+    all
+}
+
+/// A match of the addresses that node ports answer on.
+pub(crate) fn node_addresses(options: &Options) -> String {
+    if options.node_port_addresses.is_empty() {
+        return "fib daddr type local ip daddr != 127.0.0.0/8".to_string();
+    }
+    let list: Vec<String> = options.node_port_addresses.iter().map(ToString::to_string).collect();
+    format!("fib daddr type local ip daddr {{ {} }}", list.join(", "))
+}
+
+/// Gives the node's address to what has the mark, and takes the mark off.
+pub(crate) fn masquerade_marked() -> [String; 3] {
+    [
+        format!("meta mark & {MASQUERADE} == 0 return"),
+        format!("meta mark set meta mark ^ {MASQUERADE}"),
+        "masquerade fully-random".into(),
+    ]
+}
+
+/// Who may use a service's load balancer addresses, as elements of a set; nothing where nobody of this family may.
+pub(crate) fn ranges(s: &ServiceEntry) -> Option<String> {
+    let list: Vec<&str> = s.source_ranges.iter().map(|r| r.trim()).filter(|r| !r.contains(':')).collect();
+    (!list.is_empty()).then(|| list.join(", "))
+}
+
 fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
-    let hook = |kind: &str, hook: &str, priority: &str, rules: &[String]| {
-        let mut all = vec![format!("type {kind} hook {hook} priority {priority}; policy accept;")];
-        all.extend_from_slice(rules);
-        all
-    };
-    let node_addresses = if options.node_port_addresses.is_empty() {
-        "fib daddr type local ip daddr != 127.0.0.0/8".to_string()
-    } else {
-        let list: Vec<String> = options.node_port_addresses.iter().map(ToString::to_string).collect();
-        format!("fib daddr type local ip daddr {{ {} }}", list.join(", "))
-    };
+    let node_addresses = node_addresses(options);
     let services = vec![
         "ip daddr . meta l4proto . th dport vmap @service-ips".to_string(),
         format!("{node_addresses} meta l4proto . th dport vmap @service-nodeports"),
@@ -106,19 +134,7 @@ fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
     [
         ("nat-prerouting", hook("nat", "prerouting", "-100", &jump("services"))),
         ("nat-output", hook("nat", "output", "-100", &jump("services"))),
-        (
-            "nat-postrouting",
-            hook(
-                "nat",
-                "postrouting",
-                "100",
-                &[
-                    format!("meta mark & {MASQUERADE} == 0 return"),
-                    format!("meta mark set meta mark ^ {MASQUERADE}"),
-                    "masquerade fully-random".into(),
-                ],
-            ),
-        ),
+        ("nat-postrouting", hook("nat", "postrouting", "100", &masquerade_marked())),
         ("filter-input", hook("filter", "input", "0", &new("refuse"))),
         ("filter-forward", hook("filter", "forward", "0", &new("refuse"))),
         ("filter-output", hook("filter", "output", "0", &new("refuse"))),
@@ -137,8 +153,7 @@ fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
 fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
     let service_key = |ip: Ipv4Addr, port: u16| format!("{ip} . {} . {port}", s.protocol);
     let node_key = format!("{} . {}", s.protocol, s.node_port);
-    let mut externals: Vec<Ipv4Addr> = s.external_ips.iter().copied().collect();
-    externals.retain(|ip| *ip != s.cluster_ip);
+    let externals: Vec<Ipv4Addr> = s.outside_addresses().collect();
     if s.backends.is_empty() {
         let reject = "goto reject-it".to_string();
         for ip in externals.into_iter().chain([s.cluster_ip]) {
@@ -196,28 +211,20 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
             chain.clone()
         } else {
             let guard = short("fw", &id);
-            let ranges: Vec<&str> =
-                s.source_ranges.iter().map(|r| r.trim()).filter(|r| !r.contains(':')).collect();
             // Others are not translated, and so end at the node itself or at the fence.
-            let mut rules = Vec::new();
-            if !ranges.is_empty() {
-                rules.push(format!("ip saddr {{ {} }} goto {chain}", ranges.join(", ")));
-            }
-            set.chains.insert(guard.clone(), rules);
+            let rules = ranges(s).map(|list| format!("ip saddr {{ {list} }} goto {chain}"));
+            set.chains.insert(guard.clone(), rules.into_iter().collect());
             guard
         };
         for ip in externals {
-            set.elements.insert(("service-ips".into(), service_key(ip, s.port)), format!("goto {guarded}"));
+            let chain = if s.ingress_ips.contains(&ip) { &guarded } else { &chain };
+            set.elements.insert(("service-ips".into(), service_key(ip, s.port)), format!("goto {chain}"));
         }
         if s.node_port != 0 {
             set.elements.insert(("service-nodeports".into(), node_key), format!("goto {chain}"));
         }
     }
-    if s.protocol == "udp" {
-        for b in &s.backends {
-            set.udp.insert((s.cluster_ip, s.port, b.ip));
-        }
-    }
+    set.remember_udp(s);
 }
 
 /// The rules that choose one of `backends`, whose chains are added too.
@@ -249,7 +256,7 @@ fn choose(set: &mut RuleSet, s: &ServiceEntry, id: &str, backends: &[Backend]) -
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
     pub(crate) fn service(backends: &[(&str, bool)]) -> ServiceEntry {
@@ -260,6 +267,7 @@ mod tests {
             port: 80,
             node_port: 30080,
             external_ips: BTreeSet::new(),
+            ingress_ips: BTreeSet::new(),
             source_ranges: Vec::new(),
             affinity_seconds: 0,
             external_local: false,
@@ -271,7 +279,7 @@ mod tests {
         }
     }
 
-    fn element(set: &RuleSet, map: &str, key: &str) -> Option<String> {
+    pub(crate) fn element(set: &RuleSet, map: &str, key: &str) -> Option<String> {
         set.elements.get(&(map.to_string(), key.to_string())).cloned()
     }
 

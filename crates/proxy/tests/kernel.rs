@@ -17,6 +17,7 @@ fn service(name: &str, backends: &[&str], affinity_seconds: u32) -> ServiceEntry
         port: 80,
         node_port: 30080,
         external_ips: BTreeSet::from([Ipv4Addr::new(192, 0, 2, 1)]),
+        ingress_ips: BTreeSet::from([Ipv4Addr::new(192, 0, 2, 2)]),
         source_ranges: vec!["198.51.100.0/24".into()],
         affinity_seconds,
         external_local: affinity_seconds > 0,
