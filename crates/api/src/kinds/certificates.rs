@@ -63,6 +63,7 @@ pub static CERTIFICATE_SIGNING_REQUEST: Kind = Kind {
             condition_text(csr).into(),
         ]
     },
+    update_checks: (1, 1),
     ..Kind::new(
         "CertificateSigningRequest",
         "certificatesigningrequests",

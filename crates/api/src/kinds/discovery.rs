@@ -59,6 +59,7 @@ pub static ENDPOINT_SLICE: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 0),
     ..Kind::new(
         "EndpointSlice",
         "endpointslices",

@@ -3,6 +3,7 @@
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{get, get_i64, has, str_at};
 use pilothouse_apimachinery::names;
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use super::checks::invalid_each;
@@ -51,6 +52,7 @@ pub static EVENT: Kind = Kind {
         Column { priority: 1, ..NAME },
     ],
     row,
+    update_checks: (0, 0),
     ..Kind::new(
         "Event",
         "events",
@@ -150,12 +152,17 @@ fn common_faults(event: &Value, context: &Context) -> ErrorList {
     let mismatch =
         || field::invalid(&Path::new("involvedObject.namespace"), about, "does not match event.namespace");
     if is_set(event, "eventTime") {
-        if about.is_empty() && !["default", "kube-system"].contains(&namespace) {
+        let free: &[&str] =
+            if context.release == Release::V1_20 { &["kube-system"] } else { &["default", "kube-system"] };
+        if about.is_empty() && !free.contains(&namespace) {
             errs.push(mismatch());
         }
         let controller = str_at(event, &["reportingComponent"]);
-        let path =
-            Path::new(if context.api_version == "v1" { "reportingComponent" } else { "reportingController" });
+        let path = Path::new(if context.api_version == "v1" && context.release > Release::V1_20 {
+            "reportingComponent"
+        } else {
+            "reportingController"
+        });
         if controller.is_empty() {
             errs.push(field::required(&path, ""));
         }
@@ -237,7 +244,8 @@ fn validate(event: &Value, context: &Context) -> ErrorList {
 
 fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
     let mut errs = common_faults(new, context);
-    if !is_new_api(context) {
+    // v1.20 takes the new event for the old one, too.
+    if !is_new_api(context) || context.release == Release::V1_20 {
         return errs;
     }
     if get(new, &["series"]) != get(old, &["series"]) {
@@ -304,7 +312,7 @@ fn row(event: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use pilothouse_apimachinery::version::Release;
+    use pilothouse_apimachinery::version::NEWEST;
     use serde_json::json;
 
     use super::*;
@@ -357,11 +365,25 @@ mod tests {
         );
         let mut old = e.clone();
         old["reason"] = "x".into();
-        assert!(
-            validate_update(&e, &old, &context("events.k8s.io/v1"))
-                .iter()
-                .any(|e| e.body.ends_with("immutable"))
-        );
+        let changed = |release| {
+            let context = Context { release, ..context("events.k8s.io/v1") };
+            validate_update(&e, &old, &context).iter().any(|e| e.body.ends_with("immutable"))
+        };
+        assert!(changed(NEWEST));
+        // v1.20 compares the new event with itself.
+        assert!(!changed(Release::V1_20));
+    }
+
+    #[test]
+    fn new_events_of_the_cluster() {
+        let e = json!({"metadata": {"name": "e", "namespace": "default"}, "involvedObject": {}, "eventTime": "2026-01-01T00:00:00.000000Z",
+            "reportingInstance": "i", "action": "a", "reason": "r"});
+        let fields = |release| -> Vec<String> {
+            let context = Context { release, ..context("v1") };
+            validate(&e, &context).into_iter().map(|e| e.field).collect()
+        };
+        assert_eq!(fields(NEWEST)[0], "reportingComponent");
+        assert_eq!(fields(Release::V1_20)[..2], ["involvedObject.namespace", "reportingController"]);
     }
 
     #[test]

@@ -166,6 +166,9 @@ pub struct Kind {
     pub validate_update: fn(&Value, &Value, &Context) -> ErrorList,
     /// Whether v1.20 validates a new object twice, and so reports every fault twice.
     pub validated_twice: bool,
+    /// How often the kind checks an update's metadata, beside what all kinds have in common: as that of a new object,
+    /// and as an update's. Each check reports its faults, so they count.
+    pub update_checks: (u8, u8),
     /// Faults of a name (messages without a path); `true` where the name is a `generateName` prefix.
     pub name_fn: fn(&str, bool) -> Vec<String>,
     /// Fields that selectors may name beside `metadata.name` and `metadata.namespace`, with their values.
@@ -264,6 +267,7 @@ impl Kind {
             validate: |_, _| Vec::new(),
             validate_update: |_, _, _| Vec::new(),
             validated_twice: false,
+            update_checks: (0, 1),
             name_fn: pilothouse_apimachinery::names::dns1123_subdomain_name,
             selectable_fields: |_| Vec::new(),
             selectable_field_names: &[],

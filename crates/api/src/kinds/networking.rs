@@ -62,6 +62,7 @@ pub static INGRESS_CLASS: Kind = Kind {
             age_cell(class, context),
         ]
     },
+    update_checks: (1, 1),
     ..Kind::new(
         "IngressClass",
         "ingressclasses",

@@ -29,6 +29,7 @@ pub static RUNTIME_CLASS: Kind = Kind {
     row: |class: &Value, context: &RowContext| {
         vec![name_cell(class), str_at(class, &["handler"]).into(), age_cell(class, context)]
     },
+    update_checks: (1, 1),
     ..Kind::new(
         "RuntimeClass",
         "runtimeclasses",

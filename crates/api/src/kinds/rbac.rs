@@ -24,6 +24,7 @@ const BASE: Kind = Kind {
     create_on_update: true,
     storage_version: "rbac.authorization.k8s.io/v1",
     name_fn: names::path_segment_name,
+    update_checks: (2, 1),
     ..Kind::new("", "", "", VERSIONS)
 };
 

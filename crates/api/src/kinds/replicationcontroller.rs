@@ -55,6 +55,7 @@ pub(super) static REPLICATION_CONTROLLER: Kind = Kind {
     selectable_field_names: &["status.replicas"],
     columns: COLUMNS,
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "ReplicationController",
         "replicationcontrollers",

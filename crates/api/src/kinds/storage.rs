@@ -45,13 +45,21 @@ pub static VOLUME_ATTACHMENT: Kind = Kind {
     prepare_update: |new, old, context| {
         if context.subresource == "status" {
             copy(new, old, &["spec"]);
+            for name in ["labels", "annotations", "finalizers", "ownerReferences"] {
+                copy(new, old, &["metadata", name]);
+            }
         } else if context.api_version == "storage.k8s.io/v1" {
             copy(new, old, &["status"]);
         }
     },
-    validate: |attachment, context| attachment_faults(attachment, context),
-    validate_update: |new, old, context| {
-        let mut errs = attachment_faults(new, context);
+    validate: |attachment, context| {
+        let mut errs = attachment_faults(attachment);
+        errs.extend(attachment_names(attachment, context));
+        errs
+    },
+    validate_update: |new, old, _| {
+        // Kubernetes checks the new object by itself and again as the outcome of the update.
+        let mut errs = [attachment_faults(new), attachment_faults(new)].concat();
         if get(new, &["spec"]) != get(old, &["spec"]) {
             errs.push(field::invalid(&Path::new("spec"), get(new, &["spec"]).clone(), "field is immutable"));
         }
@@ -84,6 +92,7 @@ pub static VOLUME_ATTACHMENT: Kind = Kind {
             age_cell(a, context),
         ]
     },
+    update_checks: (2, 0),
     ..Kind::new("VolumeAttachment", "volumeattachments", "volumeattachment", VERSIONS)
 };
 
@@ -140,15 +149,13 @@ pub static STORAGE_VERSION_MIGRATION: Kind = Kind {
     )
 };
 
-fn attachment_faults(attachment: &Value, context: &Context) -> ErrorList {
+fn attachment_faults(attachment: &Value) -> ErrorList {
     let mut errs = ErrorList::new();
     let path = Path::new("spec");
     let attacher = str_at(attachment, &["spec", "attacher"]);
     let at = path.child("attacher");
     if attacher.is_empty() {
         errs.push(field::required(&at, ""));
-    } else {
-        errs.extend(invalid_each(&at, attacher, names::qualified_name(&attacher.to_lowercase())));
     }
     const ONE: &str = "must specify exactly one of inlineVolumeSpec and persistentVolumeName";
     let at = path.child("source");
@@ -166,15 +173,19 @@ fn attachment_faults(attachment: &Value, context: &Context) -> ErrorList {
     }
     let node = str_at(attachment, &["spec", "nodeName"]);
     errs.extend(node_name(node, &path.child("nodeName")));
-    if context.api_version == "storage.k8s.io/v1" && !attacher.is_empty() {
-        errs.extend(csi_driver_name(attacher, &path.child("attacher")));
-        if let Some(name) = volume.as_str().filter(|n| !n.is_empty()) {
-            errs.extend(invalid_each(
-                &at.child("persistentVolumeName"),
-                name,
-                names::dns1123_subdomain_name(name, false),
-            ));
-        }
+    errs
+}
+
+/// What version v1 wants of names beyond what all versions do.
+fn attachment_names(attachment: &Value, context: &Context) -> ErrorList {
+    if context.api_version != "storage.k8s.io/v1" {
+        return ErrorList::new();
+    }
+    let path = Path::new("spec");
+    let mut errs = csi_driver_name(str_at(attachment, &["spec", "attacher"]), &path.child("attacher"));
+    if let Some(name) = get(attachment, &["spec", "source", "persistentVolumeName"]).as_str() {
+        let at = path.child("source").child("persistentVolumeName");
+        errs.extend(invalid_each(&at, name, names::dns1123_subdomain_name(name, false)));
     }
     errs
 }
@@ -197,12 +208,11 @@ mod tests {
     fn attachments() {
         let good =
             json!({"spec": {"attacher": "d.e", "nodeName": "n", "source": {"persistentVolumeName": "v"}}});
-        assert!(attachment_faults(&good, &CONTEXT).is_empty());
-        let texts: Vec<String> =
-            attachment_faults(&json!({"spec": {"nodeName": "n", "source": {}}}), &CONTEXT)
-                .iter()
-                .map(ToString::to_string)
-                .collect();
+        assert!((VOLUME_ATTACHMENT.validate)(&good, &CONTEXT).is_empty());
+        let texts: Vec<String> = attachment_faults(&json!({"spec": {"nodeName": "n", "source": {}}}))
+            .iter()
+            .map(ToString::to_string)
+            .collect();
         assert_eq!(
             texts,
             [

@@ -105,6 +105,14 @@ const CUSTOM_VERBS: &[&str] =
 /// Subresources that came after 1.20.
 const LATER: [&str; 1] = ["ephemeralcontainers"];
 
+/// Fields that selectors of v1.20 may not name.
+const SELECTABLE_LATER: [(&str, &str); 2] = [("Pod", "spec.hostNetwork"), ("ReplicaSet", "status.replicas")];
+
+fn selectable_names(kind: &Kind, release: Release) -> Vec<Arc<str>> {
+    let there = |name: &&&str| release > Release::V1_20 || !SELECTABLE_LATER.contains(&(kind.kind, **name));
+    kind.selectable_field_names.iter().filter(there).map(|s| Arc::from(*s)).collect()
+}
+
 fn serves(version: &Version, release: Release) -> bool {
     if release == Release::V1_20 { version.in_1_20 } else { version.in_newest }
 }
@@ -160,7 +168,7 @@ impl Resource {
             subresources: subresources.collect(),
             release,
             served,
-            selectable_names: kind.selectable_field_names.iter().map(|s| Arc::from(*s)).collect(),
+            selectable_names: selectable_names(kind, release),
             storage_prefix: kind.storage_prefix.into(),
             body: Body::BuiltIn {
                 kind,

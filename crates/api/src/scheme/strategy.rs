@@ -63,13 +63,14 @@ impl Resource {
         !self.is_custom() && !matches!(&*self.group, "apiextensions.k8s.io" | "apiregistration.k8s.io")
     }
 
+    fn name_fn(&self) -> fn(&str, bool) -> Vec<String> {
+        self.as_kind().map_or(names::dns1123_subdomain_name, |k| k.name_fn)
+    }
+
     /// Faults of a new object in the hub version, metadata included.
     pub fn validate(&self, object: &Value, context: &Context) -> ErrorList {
-        let name_fn = self
-            .as_kind()
-            .map_or(names::dns1123_subdomain_name as fn(&str, bool) -> Vec<String>, |k| k.name_fn);
         let mut errs = if self.is_stored() {
-            meta::validate(object, self.namespaced, self.standard_finalizers(), name_fn)
+            meta::validate(object, self.namespaced, self.standard_finalizers(), self.name_fn())
         } else {
             ErrorList::new()
         };
@@ -83,12 +84,21 @@ impl Resource {
         errs
     }
 
-    /// Faults of an update in the hub version, metadata included. Those of metadata are reported twice, as v1.20 does:
-    /// by what all resources have in common, and by the kind.
+    /// Faults of an update in the hub version, metadata included. Those of metadata are reported several times, as
+    /// v1.20 does: by what all resources have in common, and by the kind.
     pub fn validate_update(&self, new: &Value, old: &Value, context: &Context) -> ErrorList {
         let mut errs = meta::validate(new, self.namespaced, false, names::path_segment_name);
         errs.extend(meta::validate_update(new, old, false));
-        errs.extend(meta::validate_update(new, old, self.standard_finalizers()));
+        let (as_new, as_update) = match self.as_kind() {
+            Some(kind) if context.subresource.is_empty() => kind.update_checks,
+            _ => (0, 1),
+        };
+        for _ in 0..as_new {
+            errs.extend(meta::validate(new, self.namespaced, self.standard_finalizers(), self.name_fn()));
+        }
+        for _ in 0..as_update {
+            errs.extend(meta::validate_update(new, old, self.standard_finalizers()));
+        }
         errs.extend(match &self.body {
             Body::BuiltIn { kind, .. } => (kind.validate_update)(new, old, context),
             Body::Custom { version, .. } if context.subresource == "status" => {

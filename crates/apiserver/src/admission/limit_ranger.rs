@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pilothouse_apimachinery::quantity::Quantity;
+use pilothouse_apimachinery::quantity::{Format, Quantity};
 use pilothouse_apimachinery::status::Status;
 use serde_json::Value;
 
@@ -114,13 +114,21 @@ impl Check<'_> {
     }
 }
 
-/// What a pod asks for as a whole: the sum of its containers, or its greediest init container where that is more.
+/// What a pod asks for as a whole: the sum of its containers, or its greediest init container where that is more. Of
+/// what one container says nothing of, there is no sum.
 fn pod_total(spec: &Value, which: &str) -> Amounts {
+    let all: Vec<Amounts> =
+        list_at(spec, &["containers"]).iter().map(|c| amounts(get(c, &["resources", which]))).collect();
     let mut total = Amounts::new();
-    for c in list_at(spec, &["containers"]) {
-        for (n, q) in amounts(get(c, &["resources", which])) {
-            total.entry(n).and_modify(|t| t.add(&q)).or_insert(q);
-        }
+    for n in all.first().into_iter().flat_map(Amounts::keys) {
+        let each: Option<Vec<&Quantity>> = all.iter().map(|a| a.get(n)).collect();
+        let Some(each) = each else { continue };
+        let sum = if n == "cpu" {
+            Quantity::from_milli(each.iter().map(|q| q.milli_value()).sum(), Format::DecimalSi)
+        } else {
+            Quantity::from_value(each.iter().map(|q| q.value()).sum(), Format::DecimalSi)
+        };
+        total.insert(n.clone(), sum);
     }
     for c in list_at(spec, &["initContainers"]) {
         for (n, q) in amounts(get(c, &["resources", which])) {
@@ -176,17 +184,18 @@ impl Plugin for LimitRanger {
         if r.resource != "pods" {
             return Ok(());
         }
-        let mut told = Vec::new();
         for range in ranges(r, objects) {
+            let mut told = Vec::new();
             for (list, what) in [("containers", "container"), ("initContainers", "init container")] {
                 for c in json::list_mut(&mut r.object, &["spec", list]) {
                     set_defaults(c, &range, what, &mut told);
                 }
             }
-        }
-        if !told.is_empty() {
-            let text = format!("LimitRanger plugin set: {}", told.join("; "));
-            json::set(&mut r.object, &["metadata", "annotations", "kubernetes.io/limit-ranger"], text);
+            // What the last of several ranges set is told.
+            if !told.is_empty() {
+                let text = format!("LimitRanger plugin set: {}", told.join("; "));
+                json::set(&mut r.object, &["metadata", "annotations", "kubernetes.io/limit-ranger"], text);
+            }
         }
         Ok(())
     }
@@ -244,6 +253,24 @@ mod tests {
             r.object["metadata"]["annotations"]["kubernetes.io/limit-ranger"],
             "LimitRanger plugin set: cpu request for container c; cpu limit for container c"
         );
+    }
+
+    #[tokio::test]
+    async fn a_pod_is_the_sum_of_its_containers() {
+        let o = world(json!({"type": "Pod", "max": {"memory": "100Mi"}}));
+        let say = |containers: Value| {
+            let o = &o;
+            let pod =
+                json!({"metadata": {"name": "p", "namespace": "n"}, "spec": {"containers": containers}});
+            async move {
+                LimitRanger.validate(&test_create("", "pods", "Pod", pod), o).await.map_err(|e| e.message)
+            }
+        };
+        let c = json!({"resources": {"limits": {"memory": "64Mi"}}});
+        let head = "pods \"p\" is forbidden: maximum memory usage per Pod is 100Mi";
+        assert_eq!(say(json!([c, c])).await, Err(format!("{head}, but limit is 134217728")));
+        assert_eq!(say(json!([c, {}])).await, Err(format!("{head}.  No limit is specified")));
+        assert_eq!(say(json!([c])).await, Ok(()));
     }
 
     #[tokio::test]

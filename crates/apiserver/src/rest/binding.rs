@@ -5,6 +5,7 @@ use std::sync::Arc;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
+use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
@@ -28,11 +29,26 @@ fn validate(binding: &Value) -> ErrorList {
     errs
 }
 
-/// Ties a pod to a node.
-fn assign(pod: &mut Value, binding: &Value, now: &str) -> Result<(), Status> {
+/// A binding with faults. Kubernetes does not say that they are the client's.
+fn refused(errs: &ErrorList) -> Status {
+    let texts: Vec<String> = errs.iter().map(ToString::to_string).collect();
+    let text = match texts.as_slice() {
+        [one] => one.clone(),
+        several => format!("[{}]", several.join(", ")),
+    };
+    Status::failure(500, "", text)
+}
+
+/// Ties a pod to a node. v1.20 does not look at the binding's uid and resource version.
+fn assign(pod: &mut Value, binding: &Value, now: &str, release: Release) -> Result<(), Status> {
     let name = str_at(pod, &["metadata", "name"]).to_string();
     let refuse = |why: String| Err(Status::conflict("", "pods/binding", &name, &why));
-    for (field, what) in [("uid", "UID"), ("resourceVersion", "ResourceVersion")] {
+    let preconditions: &[(&str, &str)] = if release > Release::V1_20 {
+        &[("uid", "UID"), ("resourceVersion", "ResourceVersion")]
+    } else {
+        &[]
+    };
+    for (field, what) in preconditions {
         let (wanted, is) = (str_at(binding, &["metadata", field]), str_at(pod, &["metadata", field]));
         if !wanted.is_empty() && wanted != is {
             return refuse(format!(
@@ -76,7 +92,7 @@ async fn bind(
     }
     let errs = validate(&binding);
     if !errs.is_empty() {
-        return Err(Status::invalid("", "Binding", &name, &errs));
+        return Err(refused(&errs));
     }
     let mut request = AdmissionRequest {
         user: context.user.clone(),
@@ -96,7 +112,7 @@ async fn bind(
     };
     admission::run(&state, &mut request).await?;
     let now = Timestamp::now().rfc3339();
-    let change = |pod: &mut Value| assign(pod, &request.object, &now);
+    let change = |pod: &mut Value| assign(pod, &request.object, &now, state.release);
     if request.dry_run {
         let pod = state.objects.get_latest("", "pods", &info.namespace, &name).await?;
         change(&mut (*pod).clone())?;
@@ -114,17 +130,19 @@ pub fn register(special: &mut SpecialRest) {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::version::NEWEST;
+
     use super::*;
 
     #[test]
     fn assigns_once() {
         let binding = json!({"metadata": {"name": "p", "annotations": {"a": "b"}}, "target": {"kind": "Node", "name": "n1"}});
         let mut pod = json!({"metadata": {"name": "p"}, "status": {"conditions": [{"type": "PodScheduled", "status": "False"}]}});
-        assign(&mut pod, &binding, "2020-01-01T00:00:00Z").unwrap();
+        assign(&mut pod, &binding, "2020-01-01T00:00:00Z", NEWEST).unwrap();
         assert_eq!(pod["spec"]["nodeName"], "n1");
         assert_eq!(pod["metadata"]["annotations"], json!({"a": "b"}));
         assert_eq!(pod["status"]["conditions"][0]["status"], "True");
-        let e = assign(&mut pod, &binding, "").unwrap_err();
+        let e = assign(&mut pod, &binding, "", NEWEST).unwrap_err();
         assert_eq!(
             (e.code, e.message.as_str()),
             (
@@ -133,6 +151,26 @@ mod tests {
             )
         );
         let mut going = json!({"metadata": {"name": "p", "deletionTimestamp": "x"}});
-        assert!(assign(&mut going, &binding, "").unwrap_err().message.contains("is being deleted"));
+        assert!(assign(&mut going, &binding, "", NEWEST).unwrap_err().message.contains("is being deleted"));
+    }
+
+    #[test]
+    fn v1_20_does_not_ask_which_pod() {
+        let binding = json!({"metadata": {"name": "p", "uid": "other"}, "target": {"name": "n1"}});
+        let pod = || json!({"metadata": {"name": "p", "uid": "u"}});
+        assign(&mut pod(), &binding, "", Release::V1_20).unwrap();
+        let e = assign(&mut pod(), &binding, "", NEWEST).unwrap_err();
+        assert!(e.message.ends_with("UID in precondition: other, UID in object meta: u"));
+    }
+
+    #[test]
+    fn faults_are_no_status_of_their_own() {
+        let one = refused(&validate(&json!({"target": {"kind": "Node"}})));
+        assert_eq!((one.code, one.message.as_str()), (500, "target.name: Required value"));
+        let two = refused(&validate(&json!({"target": {"kind": "Pod"}})));
+        assert_eq!(
+            two.message,
+            "[target.kind: Unsupported value: \"Pod\": supported values: \"Node\", \"<empty>\", target.name: Required value]"
+        );
     }
 }

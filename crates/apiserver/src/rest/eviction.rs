@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use http::StatusCode;
 use pilothouse_apimachinery::selector::Selector;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
@@ -11,8 +12,9 @@ use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::admission;
-use crate::json::{self, get, get_i64, has, str_at};
+use crate::json::{self, get, get_i64, has, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, RequestBody, RequestContext, Response};
+use crate::respond;
 use crate::special::SpecialRest;
 use crate::state::ServerState;
 
@@ -43,14 +45,24 @@ fn budgets(objects: &dyn Objects, pod: &Value, release: Release) -> Vec<Arc<Valu
     all
 }
 
+/// Whether a budget is not hurt by the end of a pod: one that is not ready, while enough others are.
+fn is_spare(pod: &Value, budget: &Value) -> bool {
+    let ready = list_at(pod, &["status", "conditions"])
+        .iter()
+        .any(|c| str_at(c, &["type"]) == "Ready" && str_at(c, &["status"]) == "True");
+    let n = |f: &str| get_i64(budget, &["status", f]);
+    !ready && n("currentHealthy") >= n("desiredHealthy") && n("desiredHealthy") > 0
+}
+
 /// Takes one disruption from a budget, or says why not.
-fn take(budget: &mut Value, pod: &str, now: &str) -> Result<(), Status> {
+fn take(budget: &mut Value, pod: &str, now: &str, release: Release) -> Result<(), Status> {
     let name = str_at(budget, &["metadata", "name"]).to_string();
     let n = |v: &Value, f: &str| get_i64(v, &["status", f]);
     let violates = "Cannot evict pod as it would violate the pod's disruption budget.";
     if n(budget, "observedGeneration") < get_i64(budget, &["metadata", "generation"]) {
         let why = format!("The disruption budget {name} is still being processed by the server.");
-        return Err(Status::too_many_requests(violates, 10).cause("DisruptionBudget", &why, ""));
+        let later = if release == Release::V1_20 { 0 } else { 10 };
+        return Err(Status::too_many_requests(violates, later).cause("DisruptionBudget", &why, ""));
     }
     let allowed = n(budget, "disruptionsAllowed");
     let refuse = |why: &str| Err(Status::forbidden("policy", "poddisruptionbudget", &name, why));
@@ -114,8 +126,14 @@ async fn evict(
             [budget] => {
                 let budget_name = str_at(budget, &["metadata", "name"]);
                 let now = Timestamp::now().rfc3339();
-                let change = |b: &mut Value| take(b, name, &now);
-                if dry_run {
+                let change = |b: &mut Value| take(b, name, &now, state.release);
+                if is_spare(&pod, budget) {
+                    // The pod that was judged is the one that goes, as it is.
+                    if !has(&options, &["preconditions", "resourceVersion"]) {
+                        let version = str_at(&pod, &["metadata", "resourceVersion"]);
+                        json::set(&mut options, &["preconditions", "resourceVersion"], version);
+                    }
+                } else if dry_run {
                     change(&mut (**budget).clone())?;
                 } else {
                     state
@@ -125,11 +143,13 @@ async fn evict(
                 }
             }
             _ => {
-                return Err(Status::failure(
+                // Kubernetes answers that it has made something: a failure.
+                let failure = Status::failure(
                     500,
                     "",
                     "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-                ));
+                );
+                return Ok(respond::json(&context, StatusCode::CREATED, &failure));
             }
         }
     }
@@ -151,6 +171,8 @@ pub fn register(special: &mut SpecialRest) {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::version::NEWEST;
+
     use super::*;
     use crate::testing::FakeObjects;
 
@@ -158,9 +180,9 @@ mod tests {
     fn budgets_are_spent() {
         let mut b = json!({"metadata": {"name": "b", "generation": 1}, "status": {"observedGeneration": 1,
             "disruptionsAllowed": 1, "desiredHealthy": 2, "currentHealthy": 3}});
-        take(&mut b, "p", "now").unwrap();
+        take(&mut b, "p", "now", NEWEST).unwrap();
         assert_eq!(b["status"]["disruptedPods"], json!({"p": "now"}));
-        let e = take(&mut b, "q", "now").unwrap_err();
+        let e = take(&mut b, "q", "now", NEWEST).unwrap_err();
         assert_eq!(
             (e.code, e.message.as_str()),
             (429, "Cannot evict pod as it would violate the pod's disruption budget.")
@@ -169,7 +191,20 @@ mod tests {
         assert_eq!(cause.reason, "DisruptionBudget");
         assert_eq!(cause.message, "The disruption budget b needs 2 healthy pods and has 3 currently");
         b["metadata"]["generation"] = json!(2);
-        assert_eq!(take(&mut b, "q", "now").unwrap_err().details.unwrap().retry_after_seconds, 10);
+        let later = |b: &mut Value, release| {
+            take(b, "q", "now", release).unwrap_err().details.unwrap().retry_after_seconds
+        };
+        assert_eq!((later(&mut b, NEWEST), later(&mut b, Release::V1_20)), (10, 0));
+    }
+
+    #[test]
+    fn what_is_not_ready_may_go_while_enough_are() {
+        let budget = |current| json!({"status": {"currentHealthy": current, "desiredHealthy": 2}});
+        let pod = |ready| json!({"status": {"conditions": [{"type": "Ready", "status": ready}]}});
+        assert!(is_spare(&pod("False"), &budget(2)));
+        assert!(!is_spare(&pod("True"), &budget(2)));
+        assert!(!is_spare(&pod("False"), &budget(1)));
+        assert!(!is_spare(&pod("False"), &json!({"status": {}})));
     }
 
     #[test]
@@ -187,6 +222,6 @@ mod tests {
         put("other", json!({"matchLabels": {"a": "c"}}));
         put("all", json!({}));
         assert_eq!(budgets(&o, &pod, Release::V1_20).len(), 1);
-        assert_eq!(budgets(&o, &pod, pilothouse_apimachinery::version::NEWEST).len(), 2);
+        assert_eq!(budgets(&o, &pod, NEWEST).len(), 2);
     }
 }

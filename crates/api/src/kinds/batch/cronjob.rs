@@ -61,6 +61,9 @@ pub(super) static CRON_JOB: Kind = Kind {
         }
         validate_spec(part(object, "spec"), &Rules::of(context))
     },
+    // Selectors may name it as if it were a job's.
+    selectable_fields: |_| vec![("status.successful", String::new())],
+    selectable_field_names: &["status.successful"],
     columns: COLUMNS,
     row,
     ..Kind::new(

@@ -49,6 +49,7 @@ pub(super) static JOB: Kind = Kind {
     selectable_field_names: &["status.successful"],
     columns: COLUMNS,
     row,
+    update_checks: (1, 1),
     ..Kind::new("Job", "jobs", "job", &[Version::always("batch", "v1")])
 };
 
@@ -235,10 +236,10 @@ pub(super) fn job_spec(spec: &Value, path: &Path, rules: &Rules) -> ErrorList {
     errs.extend(spec::pod_template(template, &path, rules));
     let policy = text(part(template, "spec"), "restartPolicy");
     let path = path.child("spec").child("restartPolicy");
-    if rules.today && !matches!(policy, "OnFailure" | "Never") {
-        errs.push(field::not_supported(&path, policy, &["OnFailure", "Never"]));
-    } else if policy == "Always" {
+    if !rules.today && matches!(policy, "Always" | "") {
         errs.push(field::required(&path, "valid values: \"OnFailure\", \"Never\""));
+    } else if !matches!(policy, "OnFailure" | "Never") {
+        errs.push(field::not_supported(&path, policy, &["OnFailure", "Never"]));
     }
     errs
 }

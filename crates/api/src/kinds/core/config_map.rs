@@ -31,6 +31,7 @@ pub static CONFIG_MAP: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new("ConfigMap", "configmaps", "configmap", &[Version::always("", "v1")])
 };
 

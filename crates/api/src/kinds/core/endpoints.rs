@@ -44,6 +44,7 @@ pub static ENDPOINTS: Kind = Kind {
     row: |object: &Value, context: &RowContext| {
         vec![name_cell(object), endpoints_text(object).into(), age_cell(object, context)]
     },
+    update_checks: (1, 1),
     ..Kind::new("Endpoints", "endpoints", "endpoints", &[Version::always("", "v1")])
 };
 

@@ -25,6 +25,7 @@ pub static LIMIT_RANGE: Kind = Kind {
     },
     validate,
     validate_update: |new, _, context| validate(new, context),
+    update_checks: (1, 0),
     ..Kind::new("LimitRange", "limitranges", "limitrange", &[Version::always("", "v1")])
 };
 

@@ -49,6 +49,7 @@ pub static NAMESPACE: Kind = Kind {
     row: |object: &Value, context: &RowContext| {
         vec![name_cell(object), str_at(object, &["status", "phase"]).into(), age_cell(object, context)]
     },
+    update_checks: (1, 1),
     ..Kind::new("Namespace", "namespaces", "namespace", &[Version::always("", "v1")])
 };
 

@@ -7,11 +7,12 @@ use pilothouse_apimachinery::json::{
     bool_at, copy, get, has, list_at, map_at, remove, set, str_at, strings_at,
 };
 use pilothouse_apimachinery::names;
+use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
 use super::resources;
 use crate::go_print::{self, quoted};
-use crate::kinds::checks::strings;
+use crate::kinds::checks::{invalid_each, strings};
 use crate::kinds::columns::{AGE, NAME, text, wide};
 use crate::kinds::{Context, Kind, RowContext, STATUS, Subresource, Version};
 use crate::table::{age_cell, name_cell};
@@ -32,8 +33,20 @@ pub static NODE: Kind = Kind {
         STATUS,
     ],
     default,
+    prepare_create: |node, context| {
+        if context.release == Release::V1_20 {
+            one_cidr(node, &Value::Null);
+        }
+    },
     prepare_update: |new, old, context| {
-        copy(new, old, if context.subresource == "status" { &["spec"] } else { &["status"] });
+        if context.subresource == "status" {
+            copy(new, old, &["spec"]);
+            return;
+        }
+        copy(new, old, &["status"]);
+        if context.release == Release::V1_20 {
+            one_cidr(new, old);
+        }
     },
     validate,
     validate_update,
@@ -61,6 +74,7 @@ pub static NODE: Kind = Kind {
         ),
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new("Node", "nodes", "node", &[Version::always("", "v1")])
 };
 
@@ -82,6 +96,15 @@ fn default(object: &mut Value, _context: &Context) {
         None => {
             remove(object, &["spec", "podCIDR"]);
         }
+    }
+}
+
+/// v1.20 has nodes with several ranges only behind a gate that is off.
+fn one_cidr(node: &mut Value, old: &Value) {
+    if strings(old, &["spec", "podCIDRs"]).len() < 2
+        && let Some(cidrs) = node.pointer_mut("/spec/podCIDRs").and_then(Value::as_array_mut)
+    {
+        cidrs.truncate(1);
     }
 }
 
@@ -164,7 +187,7 @@ fn taints(object: &Value) -> ErrorList {
                     ("Key", quoted(key)),
                     ("Value", quoted(value)),
                     ("Effect", quoted(effect)),
-                    ("TimeAdded", "<nil>".into()),
+                    ("TimeAdded", "(*v1.Time)(nil)".into()),
                 ],
             );
             let mut e = field::duplicate_shown(&path, &shown);
@@ -175,8 +198,10 @@ fn taints(object: &Value) -> ErrorList {
     errs
 }
 
-fn validate_update(new: &Value, old: &Value, _context: &Context) -> ErrorList {
-    let mut errs = amounts(new);
+fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
+    // Kubernetes checks the new object by itself and again as the outcome of the update.
+    let mut errs = if context.subresource.is_empty() { validate(new, context) } else { ErrorList::new() };
+    errs.extend(amounts(new));
     let mut seen = BTreeSet::new();
     for (i, address) in list_at(new, &["status", "addresses"]).iter().enumerate() {
         let (type_, text) = (str_at(address, &["type"]), str_at(address, &["address"]));
@@ -209,9 +234,53 @@ fn validate_update(new: &Value, old: &Value, _context: &Context) -> ErrorList {
             "node updates may not change providerID except from \"\" to valid",
         ));
     }
+    if let Some(source) = new.pointer("/spec/configSource").filter(|s| !s.is_null()) {
+        errs.extend(config_source(source, &Path::new("spec.configSource"), false));
+    }
+    for name in ["assigned", "active", "lastKnownGood"] {
+        let source = get(new, &["status", "config", name]);
+        if !source.is_null() {
+            errs.extend(config_source(source, &Path::new("status.config").child(name), true));
+        }
+    }
     errs.extend(taints(new));
     if str_at(new, &["spec", "externalID"]) != str_at(old, &["spec", "externalID"]) {
         errs.push(field::forbidden(&Path::new("spec.externalID"), "may not be updated"));
+    }
+    errs
+}
+
+/// Faults of what a kubelet of v1.20 is configured from. Its status knows the very object.
+fn config_source(source: &Value, path: &Path, in_status: bool) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let reference = get(source, &["configMap"]);
+    if reference.is_null() {
+        let shown = go_print::structure(
+            "core.NodeConfigSource",
+            &[("ConfigMap", "(*core.ConfigMapNodeConfigSource)(nil)".into())],
+        );
+        errs.push(field::invalid_shown(path, &shown, "exactly one reference subfield must be non-nil"));
+        return errs;
+    }
+    let path = path.child("configMap");
+    for name in ["uid", "resourceVersion"] {
+        let (at, given) = (path.child(name), !str_at(reference, &[name]).is_empty());
+        if in_status && !given {
+            errs.push(field::required(&at, &format!("{name} must be set in status")));
+        } else if !in_status && given {
+            errs.push(field::forbidden(&at, &format!("{name} must not be set in spec")));
+        }
+    }
+    let checks: [(&str, fn(&str) -> Vec<String>); 3] = [
+        ("namespace", names::dns1123_label),
+        ("name", |name| names::dns1123_subdomain_name(name, false)),
+        ("kubeletConfigKey", names::config_map_key),
+    ];
+    for (name, faults) in checks {
+        match str_at(reference, &[name]) {
+            "" => errs.push(field::required(&path.child(name), &format!("{name} must be set"))),
+            text => errs.extend(invalid_each(&path.child(name), text, faults(text))),
+        }
     }
     errs
 }
@@ -276,8 +345,6 @@ fn row(object: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use pilothouse_apimachinery::version::Release;
-
     use super::*;
 
     const CONTEXT: Context = Context {
@@ -317,6 +384,38 @@ mod tests {
         let fields: Vec<String> =
             validate_update(&new, &old, &CONTEXT).into_iter().map(|e| e.field).collect();
         assert_eq!(fields, ["spec.podCIDRs", "spec.providerID"]);
+    }
+
+    #[test]
+    fn v1_20_keeps_one_range() {
+        let two = json!({"spec": {"podCIDRs": ["10.1.0.0/24", "fd00::/64"]}});
+        let mut n = two.clone();
+        (NODE.prepare_create)(&mut n, &CONTEXT);
+        assert_eq!(n["spec"]["podCIDRs"], json!(["10.1.0.0/24"]));
+        let mut n = two.clone();
+        (NODE.prepare_update)(&mut n, &two, &CONTEXT);
+        assert_eq!(n["spec"]["podCIDRs"].as_array().unwrap().len(), 2);
+    }
+
+    #[test]
+    fn updates_are_checked_twice() {
+        let old = json!({"spec": {}});
+        let new = json!({"spec": {"taints": [{"key": "a", "effect": "Odd"}], "configSource": {"configMap": {"uid": "u", "name": "n", "namespace": "N"}}}});
+        let texts: Vec<String> = validate_update(&new, &old, &CONTEXT)
+            .iter()
+            .map(|e| e.to_string().chars().take(62).collect())
+            .collect();
+        assert_eq!(
+            texts,
+            [
+                "metadata.taints[0].effect: Unsupported value: \"Odd\": supported v",
+                "spec.configSource.configMap.uid: Forbidden: uid must not be set",
+                "spec.configSource.configMap.namespace: Invalid value: \"N\": a lo",
+                "spec.configSource.configMap.kubeletConfigKey: Required value: k",
+                "metadata.taints[0].effect: Unsupported value: \"Odd\": supported v",
+            ]
+            .map(|t| t.chars().take(62).collect::<String>())
+        );
     }
 
     #[test]

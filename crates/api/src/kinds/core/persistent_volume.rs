@@ -71,6 +71,7 @@ pub static PERSISTENT_VOLUME: Kind = Kind {
         ),
     ],
     row,
+    update_checks: (2, 0),
     ..Kind::new("PersistentVolume", "persistentvolumes", "persistentvolume", &[Version::always("", "v1")])
 };
 
@@ -217,7 +218,9 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
             vec![field::required(&Path::new("resourceVersion"), "")]
         };
     }
-    let mut errs = validate(new, context);
+    // Kubernetes checks the new object by itself and again as the outcome of the update.
+    let faults = validate(new, context);
+    let mut errs = [faults.clone(), faults].concat();
     let mut compared = new.clone();
     // A secret for expansion may be given later.
     if has(old, &["spec", "csi"]) && !has(old, &["spec", "csi", "controllerExpandSecretRef"]) {

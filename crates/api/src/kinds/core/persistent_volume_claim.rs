@@ -60,6 +60,7 @@ pub static PERSISTENT_VOLUME_CLAIM: Kind = Kind {
         ),
     ],
     row,
+    update_checks: (2, 1),
     ..Kind::new(
         "PersistentVolumeClaim",
         "persistentvolumeclaims",
@@ -152,7 +153,9 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
     if context.subresource == "status" {
         return status_faults(new);
     }
-    let mut errs = spec_faults(get(new, &["spec"]), &Path::new("spec"), context);
+    // Kubernetes checks the new object by itself and again as the outcome of the update.
+    let faults = spec_faults(get(new, &["spec"]), &Path::new("spec"), context);
+    let mut errs = [faults.clone(), faults].concat();
     let (mut new_spec, mut old_spec) = (get(new, &["spec"]).clone(), get(old, &["spec"]).clone());
     if str_at(&old_spec, &["volumeName"]).is_empty() {
         // The binder may name the volume, once.

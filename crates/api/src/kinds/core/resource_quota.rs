@@ -39,6 +39,7 @@ pub static RESOURCE_QUOTA: Kind = Kind {
         ),
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new("ResourceQuota", "resourcequotas", "resourcequota", &[Version::always("", "v1")])
 };
 
@@ -54,7 +55,9 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
         errs.extend(amounts(new, &["status", "used"]));
         return errs;
     }
-    let mut errs = spec_faults(new, context);
+    // Kubernetes checks the new object by itself and again as the outcome of the update.
+    let faults = spec_faults(new, context);
+    let mut errs = [faults.clone(), faults].concat();
     let scopes = |o| strings(o, &["spec", "scopes"]).into_iter().collect::<BTreeSet<_>>();
     if scopes(new) != scopes(old) {
         errs.push(field::invalid_shown(&Path::new("spec.scopes"), &shown_scopes(new), "field is immutable"));

@@ -43,6 +43,7 @@ pub static SECRET: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new("Secret", "secrets", "secret", &[Version::always("", "v1")])
 };
 

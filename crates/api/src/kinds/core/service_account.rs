@@ -28,6 +28,7 @@ pub static SERVICE_ACCOUNT: Kind = Kind {
     row: |object: &Value, context: &RowContext| {
         vec![name_cell(object), list_at(object, &["secrets"]).len().into(), age_cell(object, context)]
     },
+    update_checks: (1, 1),
     ..Kind::new("ServiceAccount", "serviceaccounts", "serviceaccount", &[Version::always("", "v1")])
 };
 

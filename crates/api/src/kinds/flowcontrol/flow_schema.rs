@@ -50,6 +50,7 @@ pub static FLOW_SCHEMA: Kind = Kind {
         text("MissingPL", "references a broken or non-existent PriorityLevelConfiguration"),
     ],
     row,
+    update_checks: (1, 0),
     ..Kind::new(
         "FlowSchema",
         "flowschemas",

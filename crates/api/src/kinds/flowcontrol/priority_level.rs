@@ -65,6 +65,7 @@ pub static PRIORITY_LEVEL_CONFIGURATION: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 0),
     ..Kind::new(
         "PriorityLevelConfiguration",
         "prioritylevelconfigurations",

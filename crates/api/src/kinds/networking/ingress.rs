@@ -71,6 +71,7 @@ pub static INGRESS: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "Ingress",
         "ingresses",

@@ -22,7 +22,8 @@ pub static NETWORK_POLICY: Kind = Kind {
     invalid_group: Some("extensions"),
     default,
     validate: |policy, _| faults(policy),
-    validate_update: |new, _, _| faults(new),
+    // Kubernetes checks the new object by itself and again as the outcome of the update.
+    validate_update: |new, _, _| [faults(new), faults(new)].concat(),
     columns: &[
         NAME,
         text(
@@ -38,6 +39,7 @@ pub static NETWORK_POLICY: Kind = Kind {
             age_cell(policy, context),
         ]
     },
+    update_checks: (1, 1),
     ..Kind::new(
         "NetworkPolicy",
         "networkpolicies",

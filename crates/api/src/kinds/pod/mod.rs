@@ -91,7 +91,9 @@ static POD: Kind = Kind {
         "status.nominatedNodeName",
         "status.phase",
         "status.podIP",
+        "status.podIPs",
     ],
+    update_checks: (1, 1),
     columns: printer::COLUMNS,
     row: printer::row,
     row_conditions: printer::row_conditions,
@@ -188,6 +190,8 @@ fn selectable_fields(pod: &Value) -> Vec<(&'static str, String)> {
         ("status.nominatedNodeName", text(status, "nominatedNodeName").into()),
         ("status.phase", text(status, "phase").into()),
         ("status.podIP", text(status, "podIP").into()),
+        // Selectors may name it, but no pod has it.
+        ("status.podIPs", String::new()),
     ]
 }
 

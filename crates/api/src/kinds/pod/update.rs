@@ -159,6 +159,14 @@ fn annotations(new: &Value, old: &Value) -> ErrorList {
 /// Faults of an update of a pod's status.
 pub(super) fn status(new: &Value, old: &Value) -> ErrorList {
     let mut errs = annotations(new, old);
+    let conditions = Path::new("metadata.conditions");
+    for (i, condition) in items(part(new, "status"), "conditions").iter().enumerate() {
+        let type_ = text(condition, "type");
+        if !["PodScheduled", "Ready", "Initialized"].contains(&type_) {
+            let faults = names::qualified_name(type_);
+            errs.extend(faults.iter().map(|m| field::invalid(&conditions.index(i).child("Type"), type_, m)));
+        }
+    }
     let path = Path::new("status");
     if text(part(new, "spec"), "nodeName") != text(part(old, "spec"), "nodeName") {
         errs.push(field::forbidden(&path.child("nodeName"), "may not be changed directly"));

@@ -37,6 +37,7 @@ pub(super) static POD_DISRUPTION_BUDGET: Kind = Kind {
     validate_update,
     columns: COLUMNS,
     row,
+    update_checks: (0, 0),
     ..Kind::new(
         "PodDisruptionBudget",
         "poddisruptionbudgets",

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{get, list_at, str_at};
 use pilothouse_apimachinery::names;
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use super::{HEADLESS, is_headless, type_of};
@@ -16,7 +17,12 @@ fn shown(service: &Value, name: &str) -> String {
 }
 
 /// Faults of addresses and families as they are.
-pub(super) fn address_faults(service: &Value, path: &Path) -> ErrorList {
+pub(super) fn address_faults(service: &Value, path: &Path, release: Release) -> ErrorList {
+    let (unset, unlike) = if release == Release::V1_20 {
+        ("must be empty when clusterIP is empty", "element [0] must match clusterIP")
+    } else {
+        ("must be empty when `clusterIP` is not specified", "first value must match `clusterIP`")
+    };
     const FAMILIES: &[&str] = &["IPv4", "IPv6"];
     const POLICIES: &[&str] = &["PreferDualStack", "RequireDualStack", "SingleStack"];
     let mut errs = ErrorList::new();
@@ -27,20 +33,12 @@ pub(super) fn address_faults(service: &Value, path: &Path) -> ErrorList {
     let at = path.child("clusterIPs");
     let ips = strings(spec, &["clusterIPs"]);
     match (str_at(spec, &["clusterIP"]), ips.first()) {
-        ("", Some(_)) => errs.push(field::invalid_shown(
-            &at,
-            &shown(service, "clusterIPs"),
-            "must be empty when `clusterIP` is empty",
-        )),
+        ("", Some(_)) => errs.push(field::invalid_shown(&at, &shown(service, "clusterIPs"), unset)),
         ("", None) => {}
         (_, None) => errs.push(field::required(&at, "")),
         (ip, Some(first)) => {
             if ip != *first {
-                errs.push(field::invalid_shown(
-                    &at,
-                    &shown(service, "clusterIPs"),
-                    "first value must match `clusterIP`",
-                ));
+                errs.push(field::invalid_shown(&at, &shown(service, "clusterIPs"), unlike));
             }
         }
     }
@@ -177,7 +175,7 @@ mod tests {
 
     #[test]
     fn families_match_addresses() {
-        let faults = |s| texts(&address_faults(&s, &Path::new("spec")));
+        let faults = |s| texts(&address_faults(&s, &Path::new("spec"), Release::V1_20));
         assert!(faults(service(&["10.0.0.1", "fd00::1"], &["IPv4", "IPv6"], None)).is_empty());
         assert_eq!(
             faults(service(&["10.0.0.1"], &["IPv6"], None)),

@@ -81,24 +81,25 @@ pub fn released_ips(old: &Value, new: Option<&Value>) -> Vec<String> {
     of(old).difference(&kept).cloned().collect()
 }
 
-/// Whether both have the same node ports on the same ports.
-pub fn same_node_ports(a: &Value, b: &Value) -> bool {
-    let of = |s: &Value| -> BTreeSet<(String, i64)> {
-        list_at(s, &["spec", "ports"])
-            .iter()
-            .map(|p| (str_at(p, &["protocol"]).to_string(), get_i64(p, &["nodePort"])))
-            .filter(|(_, n)| *n != 0)
-            .collect()
-    };
-    of(a) == of(b)
+/// Why a service does not get its ports.
+#[derive(Debug)]
+pub enum Refusal {
+    /// What the client asked for is not to be had.
+    Invalid(ErrorList),
+    /// Not the client's fault, or told as if it were not.
+    Internal(String),
 }
 
-fn port_error(i: usize, port: i64, why: &str) -> ErrorList {
-    vec![field::invalid(&Path::new("spec.ports").index(i).child("nodePort"), port, why)]
+fn port_error(i: usize, port: i64, why: &str) -> Refusal {
+    Refusal::Invalid(vec![field::invalid(&Path::new("spec.ports").index(i).child("nodePort"), port, why)])
+}
+
+fn any_port(pool: &mut dyn Ports) -> Result<i64, Refusal> {
+    pool.allocate_next().map_err(|e| Refusal::Internal(format!("failed to allocate a nodePort: {e}")))
 }
 
 /// Gives a new service its node ports. Ports of one number with several protocols share a node port.
-pub fn assign_node_ports(service: &mut Value, pool: &mut dyn Ports) -> Result<(), ErrorList> {
+pub fn assign_node_ports(service: &mut Value, pool: &mut dyn Ports) -> Result<(), Refusal> {
     if !needs_node_port(service) {
         return Ok(());
     }
@@ -117,7 +118,7 @@ pub fn assign_node_ports(service: &mut Value, pool: &mut dyn Ports) -> Result<()
                         pool.allocate(wanted).map_err(|e| port_error(i, wanted, &e))?;
                         wanted
                     }
-                    None => pool.allocate_next().map_err(|e| port_error(i, 0, &e))?,
+                    None => any_port(pool)?,
                 };
                 set(port, &["nodePort"], node_port);
                 given.insert(number, node_port);
@@ -133,7 +134,7 @@ pub fn assign_node_ports(service: &mut Value, pool: &mut dyn Ports) -> Result<()
 }
 
 /// Gives an updated service the node ports that it lacks. What it had, it may keep.
-pub fn reassign_node_ports(new: &mut Value, old: &Value, pool: &mut dyn Ports) -> Result<(), ErrorList> {
+pub fn reassign_node_ports(new: &mut Value, old: &Value, pool: &mut dyn Ports) -> Result<(), Refusal> {
     if !needs_node_port(new) {
         return Ok(());
     }
@@ -141,7 +142,7 @@ pub fn reassign_node_ports(new: &mut Value, old: &Value, pool: &mut dyn Ports) -
     for (i, port) in list_mut(new, &["spec", "ports"]).iter_mut().enumerate() {
         let wanted = get_i64(port, &["nodePort"]);
         if wanted == 0 {
-            let node_port = pool.allocate_next().map_err(|e| port_error(i, 0, &e))?;
+            let node_port = any_port(pool)?;
             set(port, &["nodePort"], node_port);
         } else if held.insert(wanted) {
             pool.allocate(wanted).map_err(|e| port_error(i, wanted, &e))?;
@@ -156,7 +157,7 @@ pub fn assign_health_check_port(
     service: &mut Value,
     old: Option<&Value>,
     pool: &mut dyn Ports,
-) -> Result<(), ErrorList> {
+) -> Result<(), Refusal> {
     let path = Path::new("spec.healthCheckNodePort");
     let wanted = get_i64(service, &["spec", "healthCheckNodePort"]);
     let before = old.filter(|o| needs_health_check_port(o));
@@ -164,9 +165,14 @@ pub fn assign_health_check_port(
     match (before, needed) {
         (None, true) => {
             let port = if wanted == 0 {
-                pool.allocate_next().map_err(|e| vec![field::internal(&path, &e)])?
+                pool.allocate_next().map_err(|e| {
+                    Refusal::Internal(format!("failed to allocate a HealthCheck NodePort 0: {e}"))
+                })?
             } else {
-                pool.allocate(wanted).map_err(|e| vec![field::invalid(&path, wanted, &e)])?;
+                pool.allocate(wanted).map_err(|e| {
+                    let what = format!("failed to allocate requested HealthCheck NodePort {wanted}: {e}");
+                    Refusal::Internal(what)
+                })?;
                 wanted
             };
             set(service, &["spec", "healthCheckNodePort"], port);
@@ -175,11 +181,11 @@ pub fn assign_health_check_port(
             remove(service, &["spec", "healthCheckNodePort"]);
         }
         (Some(old), true) if wanted != get_i64(old, &["spec", "healthCheckNodePort"]) => {
-            return Err(vec![field::invalid(
+            return Err(Refusal::Invalid(vec![field::invalid(
                 &path,
                 wanted,
                 "cannot change healthCheckNodePort on loadBalancer service with externalTraffic=Local during update",
-            )]);
+            )]));
         }
         _ => {}
     }
@@ -293,7 +299,9 @@ mod tests {
     #[test]
     fn taken_ports_are_errors() {
         let mut s = json!({"spec": {"type": "NodePort", "ports": [{"port": 80, "nodePort": 30007}]}});
-        let errs = assign_node_ports(&mut s, &mut pool()).unwrap_err();
+        let Refusal::Invalid(errs) = assign_node_ports(&mut s, &mut pool()).unwrap_err() else {
+            panic!("not the client's fault")
+        };
         assert_eq!(
             errs[0].to_string(),
             "spec.ports[0].nodePort: Invalid value: 30007: provided port is already allocated"
@@ -316,6 +324,14 @@ mod tests {
         let mut s = json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local"}});
         assign_health_check_port(&mut s, None, &mut pool()).unwrap();
         assert_eq!(s["spec"]["healthCheckNodePort"], 30001);
+        let mut taken = json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 30007}});
+        let Err(Refusal::Internal(why)) = assign_health_check_port(&mut taken, None, &mut pool()) else {
+            panic!("port 30007 is taken")
+        };
+        assert_eq!(
+            why,
+            "failed to allocate requested HealthCheck NodePort 30007: provided port is already allocated"
+        );
         let mut changed = s.clone();
         set(&mut changed, &["spec", "healthCheckNodePort"], 5);
         assert!(assign_health_check_port(&mut changed, Some(&s), &mut pool()).is_err());

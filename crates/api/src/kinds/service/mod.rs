@@ -14,7 +14,7 @@ use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
 use self::allocation::{
-    has_external_policy, needs_cluster_ip, needs_health_check_port, needs_node_port, same_node_ports,
+    has_external_policy, needs_cluster_ip, needs_health_check_port, needs_node_port, node_ports,
 };
 use super::checks::strings;
 use super::columns::{AGE, NAME, text, wide};
@@ -70,6 +70,7 @@ pub static SERVICE: Kind = Kind {
         ),
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new("Service", "services", "service", &[Version::always("", "v1")])
 };
 
@@ -176,7 +177,6 @@ fn drop_disabled(service: &mut Value, old: Option<&Value>, context: &Context) {
 fn prepare_update(new: &mut Value, old: &Value, context: &Context) {
     if context.subresource == "status" {
         copy(new, old, &["spec"]);
-        drop_disabled(new, Some(old), context);
         return;
     }
     copy(new, old, &["status"]);
@@ -185,26 +185,15 @@ fn prepare_update(new: &mut Value, old: &Value, context: &Context) {
     }
     normalize_cluster_ips(new, old);
     drop_disabled(new, Some(old), context);
-    let becomes_name = type_of(new) == "ExternalName" && type_of(old) != "ExternalName";
-    let ip_cleared = is_empty_str(new, &["spec", "clusterIP"]) && !is_empty_str(old, &["spec", "clusterIP"]);
-    if becomes_name && ip_cleared {
-        clear_addresses(new);
-    }
     if context.release > Release::V1_20 {
         trim_to_single_stack(new, old);
-        drop_fields_of_old_type(new, old);
     }
+    drop_fields_of_old_type(new, old);
     if has_external_policy(old) && !has_external_policy(new) {
         remove(new, &["spec", "externalTrafficPolicy"]);
     }
     if type_of(new) != "LoadBalancer" {
         set(new, &["status", "loadBalancer"], json!({}));
-    }
-}
-
-fn clear_addresses(service: &mut Value) {
-    for name in ["clusterIP", "clusterIPs", "ipFamilies", "ipFamilyPolicy"] {
-        remove(service, &["spec", name]);
     }
 }
 
@@ -283,7 +272,7 @@ fn trim_to_single_stack(new: &mut Value, old: &Value) {
     }
 }
 
-/// A field that the new type has no use for goes, unless the client asked for it. Newer than v1.20.
+/// A field that the new type has no use for goes, unless the client asked for it.
 fn drop_fields_of_old_type(new: &mut Value, old: &Value) {
     let same = |new: &Value, name: &str| get(new, &["spec", name]) == get(old, &["spec", name]);
     if needs_cluster_ip(old) && !needs_cluster_ip(new) {
@@ -297,12 +286,13 @@ fn drop_fields_of_old_type(new: &mut Value, old: &Value) {
             }
         }
     }
-    if needs_node_port(old) && !needs_node_port(new) && same_node_ports(new, old) {
+    if needs_node_port(old) && !needs_node_port(new) && node_ports(old).is_superset(&node_ports(new)) {
         for port in list_mut(new, &["spec", "ports"]) {
             remove(port, &["nodePort"]);
         }
     }
-    if needs_health_check_port(old) && !needs_health_check_port(new) && same(new, "healthCheckNodePort") {
+    // Also one that the client asked for: it is taken away when the old one is given back.
+    if needs_health_check_port(old) && !needs_health_check_port(new) {
         remove(new, &["spec", "healthCheckNodePort"]);
     }
     if type_of(old) == "LoadBalancer" && type_of(new) != "LoadBalancer" {
@@ -409,10 +399,41 @@ mod tests {
     #[test]
     fn update_to_external_name() {
         let old = json!({"spec": {"type": "ClusterIP", "clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"]}, "status": {}});
-        let mut new =
-            json!({"spec": {"type": "ExternalName", "externalName": "a.b", "clusterIPs": ["10.0.0.7"]}});
+        let mut new = json!({"spec": {"type": "ExternalName", "externalName": "a.b", "clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"]}});
         prepare_update(&mut new, &old, &context(Release::V1_20));
         assert_eq!(new["spec"], json!({"type": "ExternalName", "externalName": "a.b"}));
+    }
+
+    #[test]
+    fn a_change_of_type_drops_what_the_new_type_has_no_use_for() {
+        let old = json!({"spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 32000,
+            "clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"],
+            "ports": [{"port": 80, "protocol": "TCP", "nodePort": 30080}, {"port": 81, "protocol": "TCP", "nodePort": 30081}]}});
+        let mut new = old.clone();
+        new["spec"]["type"] = json!("ClusterIP");
+        new["spec"]["ports"] = json!([{"port": 80, "protocol": "UDP", "nodePort": 30080}]);
+        prepare_update(&mut new, &old, &context(Release::V1_20));
+        assert_eq!(
+            new["spec"],
+            json!({"type": "ClusterIP", "clusterIP": "10.0.0.7", "clusterIPs": ["10.0.0.7"], "ports": [{"port": 80, "protocol": "UDP"}]})
+        );
+        // A node port that the service did not have is what the client asked for.
+        let mut new = old.clone();
+        new["spec"]["type"] = json!("ClusterIP");
+        new["spec"]["ports"] = json!([{"port": 80, "protocol": "TCP", "nodePort": 30099}]);
+        prepare_update(&mut new, &old, &context(Release::V1_20));
+        assert_eq!(new["spec"]["ports"][0]["nodePort"], 30099);
+    }
+
+    #[test]
+    fn a_status_keeps_its_conditions() {
+        let old = json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {}}});
+        let mut new = json!({"spec": {}, "status": {"conditions": [{"type": "A"}], "loadBalancer": {}}});
+        prepare_update(&mut new, &old, &Context { subresource: "status", ..context(Release::V1_20) });
+        assert_eq!(
+            new,
+            json!({"spec": {"type": "LoadBalancer"}, "status": {"conditions": [{"type": "A"}], "loadBalancer": {}}})
+        );
     }
 
     #[test]

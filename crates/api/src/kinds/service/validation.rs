@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{get, get_i64, has, i64_at, list_at, str_at};
 use pilothouse_apimachinery::names;
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use super::addresses::{address_faults, addresses_change, families_change};
@@ -21,7 +22,8 @@ const NOT_FOR_NAMES: &str = "may not be set for ExternalName services";
 
 /// Faults of a new service.
 pub(super) fn validate(service: &Value, context: &Context) -> ErrorList {
-    let errs = faults(service, context);
+    let mut errs = faults(service, context);
+    errs.extend(mixed_protocols(service, None, context));
     if errs.is_empty() { traffic_fields_together(service) } else { errs }
 }
 
@@ -36,6 +38,7 @@ pub(super) fn validate_update(new: &Value, old: &Value, context: &Context) -> Er
     let mut errs = addresses_change(new, old);
     errs.extend(families_change(new, old));
     errs.extend(faults(new, context));
+    errs.extend(mixed_protocols(new, Some(old), context));
     if errs.is_empty() { traffic_fields_together(new) } else { errs }
 }
 
@@ -55,7 +58,7 @@ fn faults(service: &Value, context: &Context) -> ErrorList {
     }
     errs.extend(names::labels(get(spec, &["selector"]), &path.child("selector")));
     errs.extend(affinity_faults(spec, &path));
-    errs.extend(address_faults(service, &path));
+    errs.extend(address_faults(service, &path, context.release));
     for (i, ip) in strings(spec, &["externalIPs"]).into_iter().enumerate() {
         let at = path.child("externalIPs").index(i);
         let messages = names::ip(ip);
@@ -71,8 +74,12 @@ fn faults(service: &Value, context: &Context) -> ErrorList {
     } else if !TYPES.contains(&type_) {
         errs.push(field::not_supported(&path.child("type"), type_, TYPES));
     }
-    errs.extend(ports_together(ports, type_, &path.child("ports"), context));
+    errs.extend(ports_together(ports, type_, &path.child("ports")));
     errs.extend(source_ranges(service, &path));
+    if has(spec, &["allocateLoadBalancerNodePorts"]) && type_ != "LoadBalancer" {
+        let why = "may only be used when `type` is 'LoadBalancer'";
+        errs.push(field::forbidden(&path.child("allocateLoadBalancerNodePorts"), why));
+    }
     errs.extend(traffic_values(spec, &path));
     errs
 }
@@ -174,8 +181,7 @@ fn affinity_faults(spec: &Value, path: &Path) -> ErrorList {
     }
     match affinity {
         "ClientIP" => {
-            // The paths below have no `spec`, as in Kubernetes.
-            let mut at = Path::new("sessionAffinityConfig");
+            let mut at = path.child("sessionAffinityConfig");
             let mut config = get(spec, &["sessionAffinityConfig"]);
             for name in ["clientIP", "timeoutSeconds"] {
                 if config.is_null() {
@@ -203,28 +209,27 @@ fn affinity_faults(spec: &Value, path: &Path) -> ErrorList {
     errs
 }
 
-fn ports_together(ports: &[Value], type_: &str, path: &Path, context: &Context) -> ErrorList {
+/// v1.20 wants one protocol for a load balancer, unless it had several before.
+fn mixed_protocols(service: &Value, old: Option<&Value>, context: &Context) -> Option<field::Error> {
+    let mixed = |s: &Value| {
+        let ports = list_at(s, &["spec", "ports"]).iter();
+        ports.map(|p| str_at(p, &["protocol"])).collect::<BTreeSet<_>>().len() > 1
+    };
+    let refused = context.release == Release::V1_20
+        && !context.gate("MixedProtocolLBService")
+        && type_of(service) == "LoadBalancer"
+        && mixed(service)
+        && !old.is_some_and(mixed);
+    refused.then(|| {
+        let shown = go_print::list("core.ServicePort", get(service, &["spec", "ports"]), go_port);
+        let why = "may not contain more than 1 protocol when type is 'LoadBalancer'";
+        field::invalid_shown(&Path::new("spec.ports"), &shown, why)
+    })
+}
+
+fn ports_together(ports: &[Value], type_: &str, path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
     let protocol = |p| str_at(p, &["protocol"]);
-    if type_ == "LoadBalancer" {
-        let mut protocols = BTreeSet::new();
-        for (i, port) in ports.iter().enumerate() {
-            if PROTOCOLS.contains(&protocol(port)) {
-                protocols.insert(protocol(port));
-            } else {
-                errs.push(field::invalid(
-                    &path.index(i).child("protocol"),
-                    protocol(port),
-                    "cannot create an external load balancer with non-TCP/UDP/SCTP ports",
-                ));
-            }
-        }
-        if protocols.len() > 1 && context.release == pilothouse_apimachinery::version::Release::V1_20 {
-            let list = Value::Array(ports.to_vec());
-            let why = "cannot create an external load balancer with mix protocols";
-            errs.push(field::invalid_shown(path, &go_print::list("core.ServicePort", &list, go_port), why));
-        }
-    }
     if type_ == "ClusterIP" {
         for (i, port) in ports.iter().enumerate() {
             if get_i64(port, &["nodePort"]) != 0 {
@@ -367,7 +372,6 @@ pub fn load_balancer_status(status: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use pilothouse_apimachinery::version::Release;
     use serde_json::json;
 
     use super::*;
@@ -413,6 +417,23 @@ mod tests {
     }
 
     #[test]
+    fn load_balancers_have_one_protocol() {
+        let lb = |protocols: [&str; 2]| {
+            let port = |i: usize| json!({"name": protocols[i].to_lowercase(), "port": 53 + i, "protocol": protocols[i], "targetPort": 53});
+            service(json!({"type": "LoadBalancer", "ports": [port(0), port(1)]}))
+        };
+        assert!(texts(&lb(["TCP", "TCP"])).iter().all(|t| !t.contains("protocol when")));
+        let got = texts(&lb(["TCP", "UDP"]));
+        assert!(
+            got[0].starts_with("spec.ports: Invalid value: []core.ServicePort{core.ServicePort{Name:\"tcp\"")
+        );
+        assert!(got[0].ends_with("}}: may not contain more than 1 protocol when type is 'LoadBalancer'"));
+        assert_eq!(mixed_protocols(&lb(["TCP", "UDP"]), Some(&lb(["UDP", "TCP"])), &CONTEXT), None);
+        let newest = Context { release: pilothouse_apimachinery::version::NEWEST, ..CONTEXT };
+        assert_eq!(mixed_protocols(&lb(["TCP", "UDP"]), None, &newest), None);
+    }
+
+    #[test]
     fn types() {
         assert_eq!(
             texts(&service(json!({"type": "NodePort", "clusterIP": "None", "clusterIPs": ["None"]}))),
@@ -440,7 +461,7 @@ mod tests {
     fn addresses() {
         assert_eq!(
             texts(&service(json!({"clusterIP": "10.0.0.1", "clusterIPs": ["10.0.0.2"]}))),
-            ["spec.clusterIPs: Invalid value: []string{\"10.0.0.2\"}: first value must match `clusterIP`"]
+            ["spec.clusterIPs: Invalid value: []string{\"10.0.0.2\"}: element [0] must match clusterIP"]
         );
         assert_eq!(
             texts(&service(json!({"clusterIP": "x", "clusterIPs": ["x"]}))),
@@ -482,12 +503,12 @@ mod tests {
                 json!({"sessionAffinity": "ClientIP", "sessionAffinityConfig": {"clientIP": {"timeoutSeconds": 0}}})
             )),
             [
-                "sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400"
+                "spec.sessionAffinityConfig.clientIP.timeoutSeconds: Invalid value: 0: must be greater than 0 and less than 86400"
             ]
         );
         assert_eq!(
             texts(&service(json!({"sessionAffinity": "ClientIP"}))),
-            ["sessionAffinityConfig: Required value: when session affinity type is ClientIP"]
+            ["spec.sessionAffinityConfig: Required value: when session affinity type is ClientIP"]
         );
     }
 }

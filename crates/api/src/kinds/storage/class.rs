@@ -54,6 +54,7 @@ pub static STORAGE_CLASS: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new("StorageClass", "storageclasses", "storageclass", VERSIONS)
 };
 

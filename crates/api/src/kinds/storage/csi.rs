@@ -119,6 +119,7 @@ pub static CSI_NODE: Kind = Kind {
     row: |node: &Value, context: &RowContext| {
         vec![name_cell(node), list_at(node, &["spec", "drivers"]).len().into(), age_cell(node, context)]
     },
+    update_checks: (2, 0),
     ..Kind::new("CSINode", "csinodes", "csinode", VERSIONS)
 };
 
@@ -148,6 +149,7 @@ pub static CSI_STORAGE_CAPACITY: Kind = Kind {
             age_cell(capacity, context),
         ]
     },
+    update_checks: (1, 1),
     ..Kind::new(
         "CSIStorageCapacity",
         "csistoragecapacities",

@@ -33,6 +33,7 @@ pub(super) static CONTROLLER_REVISION: Kind = Kind {
     raw_field: Some(RawField { name: "data", changed }),
     columns: COLUMNS,
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "ControllerRevision",
         "controllerrevisions",

@@ -71,6 +71,7 @@ pub(super) static DAEMON_SET: Kind = Kind {
     validate_update,
     columns: COLUMNS,
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "DaemonSet",
         "daemonsets",

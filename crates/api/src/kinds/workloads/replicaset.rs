@@ -57,6 +57,7 @@ pub(super) static REPLICA_SET: Kind = Kind {
     selectable_field_names: &["status.replicas"],
     columns: COLUMNS,
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "ReplicaSet",
         "replicasets",

@@ -39,6 +39,7 @@ pub(super) static STATEFUL_SET: Kind = Kind {
     validate_update,
     columns: COLUMNS,
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "StatefulSet",
         "statefulsets",

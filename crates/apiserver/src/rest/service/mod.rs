@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use async_trait::async_trait;
-use pilothouse_api::kinds::service::allocation as rules;
+use pilothouse_api::kinds::service::allocation::{self as rules, Refusal};
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
@@ -136,8 +136,8 @@ impl Allocators {
         if !rules::takes_from_pool(service) || had {
             return Ok(());
         }
-        // v1.20 gives no address where nothing will be stored.
-        if write.dry_run && !self.newest() && str_at(service, &["spec", "clusterIP"]).is_empty() {
+        // v1.20 neither gives nor checks addresses where nothing will be stored.
+        if write.dry_run && !self.newest() {
             return Ok(());
         }
         let mut families = texts(service, &["spec", "ipFamilies"]);
@@ -174,7 +174,7 @@ impl Allocators {
             return Ok(());
         }
         let before = service.clone();
-        let assign = |pool: &mut Pool<'_>| -> Result<Value, ErrorList> {
+        let assign = |pool: &mut Pool<'_>| -> Result<Value, Refusal> {
             let mut next = before.clone();
             match write.old {
                 None => rules::assign_node_ports(&mut next, pool)?,
@@ -183,7 +183,10 @@ impl Allocators {
             rules::assign_health_check_port(&mut next, write.old, pool)?;
             Ok(next)
         };
-        *service = self.ports.change(write.dry_run, assign).await?.map_err(|e| invalid(&before, &e))?;
+        *service = self.ports.change(write.dry_run, assign).await?.map_err(|e| match e {
+            Refusal::Invalid(errors) => invalid(&before, &errors),
+            Refusal::Internal(why) => Status::internal(why),
+        })?;
         Ok(())
     }
 
@@ -338,6 +341,15 @@ mod tests {
         let mut headless = service(json!({"type": "ClusterIP", "clusterIP": "None"}));
         assert!(a.before_write(write(None), &mut headless).await.unwrap().is_none());
         assert_eq!(headless["spec"]["clusterIPs"], json!(["None"]));
+    }
+
+    #[tokio::test]
+    async fn a_dry_run_of_v1_20_does_not_look_at_addresses() {
+        let a = allocators();
+        let mut s = service(json!({"type": "ClusterIP", "clusterIP": "1.2.3.4", "clusterIPs": ["1.2.3.4"]}));
+        let dry_run = Write { dry_run: true, ..write(None) };
+        assert!(a.before_write(dry_run, &mut s).await.unwrap().is_none());
+        assert_eq!(s["spec"]["clusterIP"], "1.2.3.4");
     }
 
     #[tokio::test]
