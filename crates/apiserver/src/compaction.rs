@@ -21,7 +21,7 @@ struct Turn {
 async fn turn(store: &dyn Store, last: &mut Turn) -> Result<(), Error> {
     let value = Bytes::from(last.revision.to_string());
     match store.put(Bytes::from_static(KEY), value, last.expect, None).await? {
-        Outcome::Done { revision, .. } => {
+        Outcome::Done { revision } => {
             let forget = std::mem::replace(&mut last.revision, revision);
             last.expect = Expect::Revision(revision);
             if forget > 0 {

@@ -169,7 +169,7 @@ impl Storage {
         self.cache.pending().add(&full, &prepared);
         let outcome = self.store.put(full.clone(), prepared.stored.clone(), expect, self.encode.ttl()).await;
         match outcome {
-            Ok(Outcome::Done { revision, .. }) => Ok(Ok(prepared.entry(&*self.encode, key, revision))),
+            Ok(Outcome::Done { revision }) => Ok(Ok(prepared.entry(&*self.encode, key, revision))),
             Ok(Outcome::Conflict { current, .. }) => {
                 self.cache.pending().drop(&full, &prepared);
                 Ok(Err(current))
@@ -263,7 +263,7 @@ impl Attempt {
     pub async fn delete(&mut self) -> Result<Option<u64>, Status> {
         let full = self.storage.cache.key(&self.storage.prefix, &self.key);
         match self.storage.store.delete(full, self.expect()).await.map_err(unavailable)? {
-            Outcome::Done { revision, .. } => Ok(Some(revision)),
+            Outcome::Done { revision } => Ok(Some(revision)),
             Outcome::Conflict { current, .. } => {
                 self.learn(current)?;
                 Ok(None)

@@ -14,8 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, CompactionOptions, Compare, CompareOp, ConnectOptions, DeleteOptions, GetOptions, Identity,
-    PutOptions, TlsOptions, Txn, TxnOp,
+    Certificate, CompactionOptions, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions,
+    TlsOptions, Txn, TxnOp,
 };
 
 use self::convert::{i64_of, revision_of};
@@ -182,7 +182,7 @@ impl Store for EtcdStore {
     ) -> Result<Outcome, Error> {
         let mut retried = false;
         loop {
-            let mut options = PutOptions::new().with_prev_key();
+            let mut options = PutOptions::new();
             if let Some(ttl) = ttl {
                 options = options.with_lease(self.leases.get(&self.endpoints, ttl).await?);
             }
@@ -199,7 +199,7 @@ impl Store for EtcdStore {
     }
 
     async fn delete(&self, key: Bytes, expect: Expect) -> Result<Outcome, Error> {
-        let op = TxnOp::delete(key.to_vec(), Some(DeleteOptions::new().with_prev_key()));
+        let op = TxnOp::delete(key.to_vec(), None);
         self.transact(&key, expect, op).await
     }
 

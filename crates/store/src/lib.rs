@@ -41,12 +41,10 @@ pub enum Expect {
 /// How a conditional write ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Outcome {
-    /// Done and durable. The revision is the write's own; `previous` is what the key held before.
+    /// Done and durable.
     Done {
         /// The write's revision.
         revision: u64,
-        /// What the key held before.
-        previous: Option<KeyValue>,
     },
     /// [`Expect`] did not hold; nothing was written. What the key holds now, and the store's revision.
     Conflict {
@@ -88,21 +86,14 @@ pub struct RangeResult {
 /// One change of one key.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Event {
-    /// The key was written.
-    Put {
-        /// What it holds now; `mod_revision` is the event's revision.
-        kv: KeyValue,
-        /// What it held before.
-        previous: Option<KeyValue>,
-    },
+    /// The key was written. This is what it holds now; `mod_revision` is the event's revision.
+    Put(KeyValue),
     /// The key was deleted, by a client or because its time to live ran out.
     Delete {
         /// The key.
         key: Bytes,
         /// The revision of the deletion.
         revision: u64,
-        /// What it held before.
-        previous: Option<KeyValue>,
     },
 }
 
@@ -110,7 +101,7 @@ impl Event {
     /// The key that changed.
     pub fn key(&self) -> &Bytes {
         match self {
-            Event::Put { kv, .. } => &kv.key,
+            Event::Put(kv) => &kv.key,
             Event::Delete { key, .. } => key,
         }
     }
@@ -118,7 +109,7 @@ impl Event {
     /// The revision of the change.
     pub fn revision(&self) -> u64 {
         match self {
-            Event::Put { kv, .. } => kv.mod_revision,
+            Event::Put(kv) => kv.mod_revision,
             Event::Delete { revision, .. } => *revision,
         }
     }

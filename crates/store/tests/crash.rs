@@ -49,7 +49,7 @@ fn child() {
                     } else {
                         store.put(key.clone().into(), value(&name), Expect::Any, None).await.unwrap()
                     };
-                    if let Outcome::Done { revision, .. } = result {
+                    if let Outcome::Done { revision } = result {
                         let what = if i % 5 == 4 { "-" } else { &name };
                         // One write, so that a kill leaves at most the last line unfinished.
                         let line = format!("ack {revision} {key} {what}\n");

@@ -182,7 +182,7 @@ impl Cache {
                 && Self::fits(&resource, tail)
             {
                 let current = match event {
-                    Event::Put { kv, .. } => self.entry_of(&resource, tail, kv),
+                    Event::Put(kv) => self.entry_of(&resource, tail, kv),
                     Event::Delete { .. } => None,
                 };
                 resource.apply(tail, current, event.revision());
@@ -355,7 +355,7 @@ mod tests {
             .await
             .unwrap()
         {
-            pilothouse_store::Outcome::Done { revision, .. } => revision,
+            pilothouse_store::Outcome::Done { revision } => revision,
             other => panic!("{other:?}"),
         }
     }

@@ -37,7 +37,7 @@ impl Inner {
         let mut map = BTreeMap::new();
         for e in self.log.iter().filter(|e| e.revision() <= revision) {
             match e {
-                Event::Put { kv, .. } => map.insert(kv.key.clone(), kv.clone()),
+                Event::Put(kv) => map.insert(kv.key.clone(), kv.clone()),
                 Event::Delete { key, .. } => map.remove(key),
             };
         }
@@ -104,8 +104,8 @@ impl Store for MemoryStore {
         let revision = inner.revision + 1;
         let create_revision = previous.as_ref().map_or(revision, |p| p.create_revision);
         let kv = KeyValue { key, value, create_revision, mod_revision: revision };
-        inner.write(Event::Put { kv, previous: previous.clone() });
-        Ok(Outcome::Done { revision, previous })
+        inner.write(Event::Put(kv));
+        Ok(Outcome::Done { revision })
     }
 
     async fn delete(&self, key: Bytes, expect: Expect) -> Result<Outcome, Error> {
@@ -115,8 +115,8 @@ impl Store for MemoryStore {
             return Ok(Outcome::Conflict { current: previous, revision: inner.revision });
         }
         let revision = inner.revision + 1;
-        inner.write(Event::Delete { key, revision, previous: previous.clone() });
-        Ok(Outcome::Done { revision, previous })
+        inner.write(Event::Delete { key, revision });
+        Ok(Outcome::Done { revision })
     }
 
     async fn revision(&self) -> Result<u64, Error> {

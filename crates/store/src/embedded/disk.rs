@@ -293,14 +293,6 @@ impl DiskSnapshot<'_> {
         Ok(())
     }
 
-    /// What happened at a revision.
-    pub(super) fn row(&self, revision: u64) -> Result<Option<Row>, Error> {
-        match self.changes.get(revision).map_err(|e| self.disk.error(e))? {
-            Some(bytes) => self.disk.row(revision, bytes.value()).map(Some),
-            None => Ok(None),
-        }
-    }
-
     /// The newest change in the file; 0 where there is none.
     pub(super) fn newest(&self) -> Result<u64, Error> {
         Ok(self.changes.last().map_err(|e| self.disk.error(e))?.map_or(0, |(revision, _)| revision.value()))

@@ -8,7 +8,7 @@ use futures::stream;
 use tokio::sync::watch;
 
 use super::{Inner, Progress, closed};
-use crate::{Error, Event, KeyValue, WatchStream};
+use crate::{Error, Event, WatchStream};
 
 /// How many revisions one batch looks at.
 const BATCH: usize = 1000;
@@ -91,23 +91,13 @@ fn history(inner: &Inner, prefix: &Bytes, from: u64) -> Result<(Vec<Event>, u64)
         if !row.key.starts_with(prefix) {
             continue;
         }
-        let previous = match snapshot.row(row.previous)? {
-            Some(before) if row.previous != 0 => snapshot.value(row.previous)?.map(|value| KeyValue {
-                key: row.key.clone(),
-                value,
-                create_revision: before.version.create,
-                mod_revision: row.previous,
-            }),
-            _ => None,
-        };
-        bytes += previous.as_ref().map_or(0, |kv| kv.value.len());
         let revision = row.version.revision;
         if row.version.create == 0 {
-            events.push(Event::Delete { key: row.key, revision, previous });
+            events.push(Event::Delete { key: row.key, revision });
         } else {
             let kv = inner.load(&snapshot, row.key, row.version)?;
             bytes += kv.value.len();
-            events.push(Event::Put { kv, previous });
+            events.push(Event::Put(kv));
         }
         if bytes > BATCH_BYTES {
             return Ok((events, revision + 1));

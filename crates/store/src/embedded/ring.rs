@@ -43,7 +43,7 @@ impl Ring {
     /// What the key of that revision held since then, if that is here.
     pub(super) fn value(&self, revision: u64) -> Option<KeyValue> {
         match self.events.get(usize::try_from(revision.checked_sub(self.first)?).ok()?)? {
-            Event::Put { kv, .. } => Some(kv.clone()),
+            Event::Put(kv) => Some(kv.clone()),
             Event::Delete { .. } => None,
         }
     }
@@ -66,11 +66,10 @@ impl Ring {
 }
 
 fn cost(event: &Event) -> usize {
-    let held = |kv: &KeyValue| kv.key.len() + kv.value.len();
     OVERHEAD
         + match event {
-            Event::Put { kv, previous } => held(kv) + previous.as_ref().map_or(0, held),
-            Event::Delete { key, previous, .. } => key.len() + previous.as_ref().map_or(0, held),
+            Event::Put(kv) => kv.key.len() + kv.value.len(),
+            Event::Delete { key, .. } => key.len(),
         }
 }
 
@@ -89,7 +88,7 @@ mod tests {
                 create_revision: revision,
                 mod_revision: revision,
             };
-            ring.push(Event::Put { kv, previous: None });
+            ring.push(Event::Put(kv));
         }
         assert_eq!(ring.first(), 4);
         assert!(ring.read(3, &Bytes::new(), 10).is_none());

@@ -303,14 +303,6 @@ impl Snapshot<'_> {
         Ok(found)
     }
 
-    /// What happened at a revision.
-    pub(super) fn row(&self, revision: u64) -> Result<Option<Row>, Error> {
-        match self.recent.find(revision, |(row, _)| row.clone()) {
-            Some(row) => Ok(Some(row)),
-            None => self.disk.row(revision),
-        }
-    }
-
     /// What happened from revision `from` up to and without `to`, oldest first.
     pub(super) fn rows(&self, from: u64, to: u64) -> Result<Vec<Row>, Error> {
         let mut rows: Vec<Row> = self.disk.rows(from, to)?.collect::<Result<_, _>>()?;

@@ -16,7 +16,7 @@ fn key(i: usize) -> Bytes {
 
 async fn put(store: &EmbeddedStore, key: impl Into<Bytes>, value: impl Into<Bytes>) -> u64 {
     match store.put(key.into(), value.into(), Expect::Any, None).await.unwrap() {
-        Outcome::Done { revision, .. } => revision,
+        Outcome::Done { revision } => revision,
         conflict => panic!("{conflict:?}"),
     }
 }
@@ -128,11 +128,10 @@ fn open_faulty(dir: &Path) -> (Arc<EmbeddedStore>, Fault) {
 
 /// Lets go of a store without closing it, and returns when what it has under way is done.
 async fn dropped(store: Arc<EmbeddedStore>) {
-    let inner = Arc::downgrade(&store.inner);
+    // The sender goes after the files.
+    let mut progress = store.inner.progress.subscribe();
     drop(store);
-    while inner.strong_count() > 0 {
-        tokio::task::yield_now().await;
-    }
+    while progress.changed().await.is_ok() {}
 }
 
 #[tokio::test]
@@ -284,18 +283,7 @@ async fn a_watch_passes_from_disk_to_memory_without_a_gap() {
         }
         for event in watch.next().await.unwrap().unwrap() {
             assert_eq!(event.revision(), next);
-            let Event::Put { previous, .. } = &event else { panic!("{event:?}") };
-            let before = previous.as_ref().map_or(0, |kv| kv.mod_revision);
-            assert_eq!(
-                before,
-                if next < 9 {
-                    0
-                } else if next <= 2501 {
-                    next - 7
-                } else {
-                    before
-                }
-            );
+            assert!(matches!(event, Event::Put(_)), "{event:?}");
             next += 1;
         }
     }

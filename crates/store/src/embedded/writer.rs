@@ -180,25 +180,28 @@ impl Inner {
             Change::Compact { .. } => return Ok(Reply::Compacted),
         };
         let now = base + plan.rows.len() as u64;
-        let current = match plan.keys.get(&key) {
-            Some(current) => current.clone(),
-            None => self.current(&key)?,
+        let previous = match plan.keys.get(&key) {
+            Some(current) => current.as_ref().map(|(version, _)| *version),
+            None => self.state.read().index.latest(&key).map(|(_, version)| version),
         };
-        let kv = |(version, value): &(Version, Bytes)| KeyValue {
-            key: key.clone(),
-            value: value.clone(),
-            create_revision: version.create,
-            mod_revision: version.revision,
-        };
-        let previous = current.as_ref().map(kv);
-        let modified = previous.as_ref().map_or(0, |kv| kv.mod_revision);
+        let modified = previous.map_or(0, |version| version.revision);
         let holds = match expect {
             Expect::Any => true,
             Expect::Absent => previous.is_none(),
             Expect::Revision(revision) => modified == revision,
         };
         if !holds || (write.is_none() && previous.is_none()) {
-            return Ok(Reply::Outcome(Outcome::Conflict { current: previous, revision: now }));
+            let current = match plan.keys.get(&key) {
+                Some(current) => current.clone(),
+                None => self.current(&key)?,
+            };
+            let current = current.map(|(version, value)| KeyValue {
+                key,
+                value,
+                create_revision: version.create,
+                mod_revision: version.revision,
+            });
+            return Ok(Reply::Outcome(Outcome::Conflict { current, revision: now }));
         }
         let needed = if write.is_some() { self.min_free } else { self.min_free / 4 };
         if free < needed {
@@ -208,7 +211,7 @@ impl Inner {
         let revision = now + 1;
         let expires = write.as_ref().and_then(|(_, e)| *e);
         let (create, value) = match write {
-            Some((value, _)) => (previous.as_ref().map_or(revision, |kv| kv.create_revision), value),
+            Some((value, _)) => (previous.map_or(revision, |version| version.create), value),
             None => (0, Bytes::new()),
         };
         let version = Version { revision, create };
@@ -223,14 +226,14 @@ impl Inner {
         }
         if create == 0 {
             plan.keys.insert(key.clone(), None);
-            plan.events.push(Event::Delete { key, revision, previous: previous.clone() });
+            plan.events.push(Event::Delete { key, revision });
         } else {
             plan.keys.insert(key.clone(), Some((version, value.clone())));
             let kv = KeyValue { key, value: value.clone(), create_revision: create, mod_revision: revision };
-            plan.events.push(Event::Put { kv, previous: previous.clone() });
+            plan.events.push(Event::Put(kv));
         }
         plan.rows.push((row, value));
-        Ok(Reply::Outcome(Outcome::Done { revision, previous }))
+        Ok(Reply::Outcome(Outcome::Done { revision }))
     }
 
     /// What a key holds, from memory or disk.

@@ -42,12 +42,8 @@ pub(super) fn outcome(response: TxnResponse) -> Result<Outcome, Error> {
     let revision = revision_of(response.header.as_ref())?;
     let op = response.responses.into_iter().next().and_then(|r| r.response);
     match op.ok_or_else(|| odd("a transaction without result"))? {
-        PbTxnOpResponse::ResponsePut(put) => {
-            Ok(Outcome::Done { revision, previous: put.prev_kv.map(key_value) })
-        }
-        PbTxnOpResponse::ResponseDeleteRange(delete) if delete.deleted > 0 => {
-            Ok(Outcome::Done { revision, previous: delete.prev_kvs.into_iter().next().map(key_value) })
-        }
+        PbTxnOpResponse::ResponsePut(_) => Ok(Outcome::Done { revision }),
+        PbTxnOpResponse::ResponseDeleteRange(delete) if delete.deleted > 0 => Ok(Outcome::Done { revision }),
         PbTxnOpResponse::ResponseDeleteRange(_) => Ok(Outcome::Conflict { current: None, revision }),
         PbTxnOpResponse::ResponseRange(range) => {
             Ok(Outcome::Conflict { current: range.kvs.into_iter().next().map(key_value), revision })
@@ -59,11 +55,10 @@ pub(super) fn outcome(response: TxnResponse) -> Result<Outcome, Error> {
 /// An event; `None` for one without a key, which etcd does not send.
 pub(super) fn event(event: PbEvent) -> Option<Event> {
     let kv = event.kv?;
-    let previous = event.prev_kv.map(key_value);
     const DELETE: i32 = etcd_client::EventType::Delete as i32;
     Some(match event.r#type {
-        DELETE => Event::Delete { key: Bytes::from(kv.key), revision: u64_of(kv.mod_revision), previous },
-        _ => Event::Put { kv: key_value(kv), previous },
+        DELETE => Event::Delete { key: Bytes::from(kv.key), revision: u64_of(kv.mod_revision) },
+        _ => Event::Put(key_value(kv)),
     })
 }
 

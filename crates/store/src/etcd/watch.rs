@@ -19,7 +19,7 @@ struct Feed {
 
 /// Starts a watch on the member in use. etcd has taken note of it when this returns.
 pub(super) async fn start(endpoints: &Endpoints, prefix: Bytes, from: u64) -> Result<WatchStream, Error> {
-    let options = WatchOptions::new().with_start_revision(i64_of(from)).with_prev_key().with_fragment();
+    let options = WatchOptions::new().with_start_revision(i64_of(from)).with_fragment();
     let (key, options) = match prefix.is_empty() {
         true => (vec![0], options.with_range(vec![0])),
         false => (prefix.to_vec(), options.with_range(prefix_end(&prefix).to_vec())),

@@ -89,16 +89,16 @@ suite! {
 }
 
 pub(crate) async fn put(store: &dyn Store, key: impl Into<Bytes>, value: impl Into<Bytes>) -> u64 {
-    done(store.put(key.into(), value.into(), Expect::Any, None).await).0
+    done(store.put(key.into(), value.into(), Expect::Any, None).await)
 }
 
 pub(crate) async fn delete(store: &dyn Store, key: &str) -> u64 {
-    done(store.delete(key.to_string().into(), Expect::Any).await).0
+    done(store.delete(key.to_string().into(), Expect::Any).await)
 }
 
-pub(crate) fn done(result: Result<Outcome, Error>) -> (u64, Option<KeyValue>) {
+pub(crate) fn done(result: Result<Outcome, Error>) -> u64 {
     match result {
-        Ok(Outcome::Done { revision, previous }) => (revision, previous),
+        Ok(Outcome::Done { revision }) => revision,
         other => panic!("not done: {other:?}"),
     }
 }
@@ -139,8 +139,6 @@ pub(crate) fn show(events: &[Event]) -> Vec<String> {
     let key = |e: &Event| String::from_utf8_lossy(e.key()).into_owned();
     events
         .iter()
-        .map(|e| {
-            format!("{}{}@{}", if matches!(e, Event::Put { .. }) { '+' } else { '-' }, key(e), e.revision())
-        })
+        .map(|e| format!("{}{}@{}", if matches!(e, Event::Put(_)) { '+' } else { '-' }, key(e), e.revision()))
         .collect()
 }

@@ -13,7 +13,7 @@ fn writer(store: Arc<EtcdStore>, stop: Arc<AtomicBool>) -> tokio::task::JoinHand
             i += 1;
             let key = format!("/registry/k/{i:05}");
             match store.put(key.clone().into(), "v".into(), Expect::Any, None).await {
-                Ok(Outcome::Done { revision, .. }) => acknowledged.push((revision, key)),
+                Ok(Outcome::Done { revision }) => acknowledged.push((revision, key)),
                 Ok(conflict) => panic!("{conflict:?}"),
                 Err(Error::Unavailable(_)) => tokio::time::sleep(Duration::from_millis(20)).await,
                 Err(e) => panic!("{e}"),
@@ -93,7 +93,7 @@ async fn a_member_that_hangs_is_left_for_another() {
     let revision = loop {
         tries += 1;
         match store.put("/registry/a".into(), "2".into(), Expect::Any, None).await {
-            Ok(Outcome::Done { revision, .. }) => break revision,
+            Ok(Outcome::Done { revision }) => break revision,
             Err(Error::Unavailable(_)) if tries < 5 => {}
             other => panic!("{other:?}"),
         }

@@ -4,7 +4,7 @@ pub async fn keys_go_when_their_time_is_over(store: Arc<dyn Store>) {
     let put_for = |key: &'static str, seconds| {
         let store = store.clone();
         async move {
-            done(store.put(key.into(), "".into(), Expect::Any, Some(Duration::from_secs(seconds))).await).0
+            done(store.put(key.into(), "".into(), Expect::Any, Some(Duration::from_secs(seconds))).await)
         }
     };
     put_for("/t/short", 2).await;
