@@ -20,6 +20,13 @@ pub const META_V1: &str = "io.k8s.apimachinery.pkg.apis.meta.v1";
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct TypeId(u16);
 
+impl TypeId {
+    /// Its index in [`Catalogue::types`].
+    pub fn index(self) -> usize {
+        usize::from(self.0)
+    }
+}
+
 /// A value that is no struct, list or map; or that has a JSON form of its own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Scalar {
@@ -202,12 +209,16 @@ pub struct Type {
     pub parts: Box<[(u32, Part)]>,
     /// How it is written in JSON.
     pub form: Form,
-    /// Indices of fields, by name.
-    by_name: Box<[u16]>,
+    /// Indices of fields by name, the shorter names first: most comparisons end with the length.
+    by_name: Box<[(&'static str, u16)]>,
     /// Indices of the fields that are always present.
     always: Box<[u16]>,
     /// Whether it has `kind` and `apiVersion`.
     pub has_type_meta: bool,
+}
+
+fn by_length(name: &str) -> (usize, &str) {
+    (name.len(), name)
 }
 
 impl Type {
@@ -229,8 +240,8 @@ impl Type {
 
     /// A field's index by its JSON name.
     pub fn field_index(&self, name: &str) -> Option<usize> {
-        let found = self.by_name.binary_search_by(|i| self.fields[usize::from(*i)].json.cmp(name));
-        found.ok().map(|i| usize::from(self.by_name[i]))
+        let found = self.by_name.binary_search_by(|(n, _)| by_length(n).cmp(&by_length(name)));
+        found.ok().map(|i| usize::from(self.by_name[i].1))
     }
 
     /// The fields that are in JSON even where the object does not have them.
@@ -281,7 +292,7 @@ impl Catalogue {
 
     /// A type by its place.
     pub fn get(&self, id: TypeId) -> &Type {
-        &self.types[usize::from(id.0)]
+        &self.types[id.index()]
     }
 
     /// All types.
@@ -497,8 +508,9 @@ impl Builder {
         }
         parts.sort_by_key(|(number, _)| *number);
         let index = |i: usize| u16::try_from(i).expect("no struct has 65,536 fields");
-        let mut by_name: Vec<u16> = (0..fields.len()).map(index).collect();
-        by_name.sort_by_key(|i| fields[usize::from(*i)].json);
+        let mut by_name: Vec<(&str, u16)> =
+            fields.iter().enumerate().map(|(i, f)| (f.json, index(i))).collect();
+        by_name.sort_by_key(|(name, _)| by_length(name));
         let always = (0..fields.len()).filter(|i| fields[*i].always_present()).map(index).collect();
         let form = match full_name.rsplit('.').next() {
             Some("JSONSchemaPropsOrBool") => Form::OrBool,

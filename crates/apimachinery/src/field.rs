@@ -18,19 +18,28 @@ impl Path {
     /// A field below this one.
     #[must_use]
     pub fn child(&self, name: &str) -> Path {
-        if self.0.is_empty() { Path(name.to_string()) } else { Path(format!("{}.{name}", self.0)) }
+        let dot = if self.0.is_empty() { "" } else { "." };
+        self.with(&[dot, name])
     }
 
     /// An element of a list.
     #[must_use]
     pub fn index(&self, i: usize) -> Path {
-        Path(format!("{}[{i}]", self.0))
+        self.with(&["[", &i.to_string(), "]"])
     }
 
     /// An entry of a map.
     #[must_use]
     pub fn key(&self, key: &str) -> Path {
-        Path(format!("{}[{key}]", self.0))
+        self.with(&["[", key, "]"])
+    }
+
+    /// Paths are made for every field that is looked at, so without the formatter.
+    fn with(&self, parts: &[&str]) -> Path {
+        let mut text = String::with_capacity(self.0.len() + parts.iter().map(|p| p.len()).sum::<usize>());
+        text.push_str(&self.0);
+        parts.iter().for_each(|part| text.push_str(part));
+        Path(text)
     }
 }
 

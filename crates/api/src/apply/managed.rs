@@ -164,7 +164,7 @@ impl Managed {
             let (Some(old), Some(own)) = (self.managers.remove(&first), self.managers.remove(&id)) else {
                 continue;
             };
-            self.managers.insert(bucket, Owned { set: old.set.union(&own.set), ..own });
+            self.managers.insert(bucket, Owned { set: old.set.union(own.set), ..own });
             count -= 1;
         }
     }

@@ -211,12 +211,11 @@ impl<'a> FieldManager<'a> {
             // A forced contest has no conflicts.
             Err(_) => return Err("conflict".into()),
         };
-        let taken = compared.changed().minus(&compared.removed);
-        let taken = if self.reset.is_empty() { taken } else { taken.recursive_difference(&self.reset) };
-        let taken = taken.minus(&STRIPPED);
+        let taken = compared.changed.difference(&compared.removed);
+        let taken = taken.recursive_difference(&self.reset).difference(&STRIPPED);
         if !taken.is_empty() {
             let set = match sets.managers.remove(&id) {
-                Some(before) => before.set.union(&taken),
+                Some(before) => before.set.union(taken),
                 None => taken,
             };
             // The time is that of the last change of what it owns, not of values.
@@ -250,7 +249,7 @@ impl<'a> FieldManager<'a> {
         let new = self.prune(merged, &managed, last.as_ref());
         let (compared, mut managed) = self.contest(live, &new, &mut managed, Some(&id), force)?;
         if let Some(own) = managed.managers.get_mut(&id) {
-            own.set = std::mem::take(&mut own.set).minus(&STRIPPED);
+            own.set = std::mem::take(&mut own.set).difference(&STRIPPED);
             if own.set.is_empty() {
                 managed.managers.remove(&id);
             }
@@ -296,16 +295,14 @@ impl<'a> FieldManager<'a> {
         force: bool,
     ) -> std::result::Result<(Comparison, Managed), Failure> {
         let compared = typed::compare(self.type_, live, new);
-        // What counts of it, by version: all that has changed or come, and what has gone.
-        let relevant = |c: &Comparison| {
-            let (changed, removed) = (c.changed(), c.removed.clone());
-            if self.reset.is_empty() {
-                (changed, removed)
-            } else {
-                (changed.recursive_difference(&self.reset), removed.recursive_difference(&self.reset))
-            }
+        // What counts of it: nothing that the request cannot change.
+        let relevant = |c: Comparison| Comparison {
+            removed: c.removed.recursive_difference(&self.reset),
+            changed: c.changed.recursive_difference(&self.reset),
         };
-        let mut versions: BTreeMap<String, Option<(Set, Set)>> = BTreeMap::new();
+        let here = if self.reset.is_empty() { None } else { Some(relevant(compared.clone())) };
+        let here = here.as_ref().unwrap_or(&compared);
+        let mut elsewhere: BTreeMap<String, Option<Comparison>> = BTreeMap::new();
         let mut conflicts = Conflicts::new();
         let mut out = Managed::default();
         for (id, owned) in std::mem::take(&mut managed.managers) {
@@ -313,20 +310,24 @@ impl<'a> FieldManager<'a> {
                 out.managers.insert(id, owned);
                 continue;
             }
-            let there = versions.entry(owned.api_version.clone()).or_insert_with(|| {
-                if owned.api_version == self.api_version {
-                    return Some(relevant(&compared));
+            let there = if owned.api_version == self.api_version {
+                here
+            } else {
+                let compare = || {
+                    let (type_, live) = self.at(live, &owned.api_version)?;
+                    let (_, new) = self.at(new, &owned.api_version)?;
+                    Some(relevant(typed::compare(type_, &live, &new)))
+                };
+                match elsewhere.entry(owned.api_version.clone()).or_insert_with(compare) {
+                    Some(there) => there,
+                    None => continue,
                 }
-                let (type_, live) = self.at(live, &owned.api_version)?;
-                let (_, new) = self.at(new, &owned.api_version)?;
-                Some(relevant(&typed::compare(type_, &live, &new)))
-            });
-            let Some((changed, removed)) = there else { continue };
-            let contested = owned.set.intersection(changed);
+            };
+            let contested = owned.set.intersection(&there.changed);
             if !force {
                 conflicts.extend(contested.paths().into_iter().map(|path| (id.clone(), path)));
             }
-            let set = owned.set.minus(&contested).minus(removed);
+            let set = owned.set.difference(&contested).difference(&there.removed);
             if !set.is_empty() {
                 out.managers.insert(id, Owned { set, ..owned });
             }
@@ -350,7 +351,7 @@ impl<'a> FieldManager<'a> {
         let mut owned: BTreeMap<&str, Set> = BTreeMap::new();
         for o in managed.managers.values() {
             let slot = owned.entry(&o.api_version).or_default();
-            *slot = slot.union(&o.set);
+            *slot = std::mem::take(slot).union(o.set.clone());
         }
         for (other, set) in owned {
             let (Some((type_, f)), Some((_, p))) = (
@@ -361,7 +362,7 @@ impl<'a> FieldManager<'a> {
             };
             let had = self.field_set(type_, &f).with_named_fields(type_);
             let has = self.field_set(type_, &p).with_named_fields(type_);
-            let kept = has.union(&set.with_named_fields(type_));
+            let kept = has.union(set.with_named_fields(type_));
             pruned = typed::remove(type_, &f, &had.difference(&kept));
             full = f;
             version = other.to_string();
@@ -415,7 +416,7 @@ impl<'a> FieldManager<'a> {
         }
         let c = typed::compare(self.type_, &last, live);
         let set = self.field_set(self.type_, &last);
-        Some(set.difference(&c.modified).difference(&c.added).difference(&c.removed))
+        Some(set.difference(&c.changed).difference(&c.removed))
     }
 }
 

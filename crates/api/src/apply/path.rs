@@ -13,7 +13,7 @@ pub enum PathElement {
     /// A field of a struct or a key of a map: `f:name`. Most names are short, and copied without allocating.
     Field(CompactString),
     /// An item of a list of type map, by its keys, sorted by name: `k:{"name":"a"}`.
-    Key(Vec<(String, Value)>),
+    Key(Vec<(CompactString, Value)>),
     /// An item of a list of type set: `v:"a"`.
     Value(Value),
     /// An item of a list by its place: `i:0`.
@@ -37,7 +37,7 @@ impl PathElement {
             "v" => serde_json::from_str(rest).map(PathElement::Value).map_err(|e| e.to_string()),
             "k" => {
                 let keys: Map<String, Value> = serde_json::from_str(rest).map_err(|e| e.to_string())?;
-                Ok(PathElement::key(keys.into_iter().collect()))
+                Ok(PathElement::key(keys.into_iter().map(|(name, value)| (name.into(), value)).collect()))
             }
             "i" => rest.parse().map(PathElement::Index).map_err(|_| format!("invalid index {rest:?}")),
             _ => Err("unknown path element type".into()),
@@ -45,7 +45,7 @@ impl PathElement {
     }
 
     /// The keys of an item, put in order.
-    pub fn key(mut keys: Vec<(String, Value)>) -> PathElement {
+    pub fn key(mut keys: Vec<(CompactString, Value)>) -> PathElement {
         keys.sort_by(|a, b| a.0.cmp(&b.0));
         PathElement::Key(keys)
     }
@@ -53,7 +53,7 @@ impl PathElement {
     /// The form in which `FieldsV1` carries it.
     pub fn serialize(&self) -> String {
         match self {
-            PathElement::Field(name) => format!("f:{name}"),
+            PathElement::Field(name) => ["f:", name].concat(),
             PathElement::Value(value) => format!("v:{value}"),
             PathElement::Index(i) => format!("i:{i}"),
             PathElement::Key(keys) => {
@@ -121,7 +121,7 @@ impl Ord for PathElement {
     }
 }
 
-fn compare_keys(a: &[(String, Value)], b: &[(String, Value)]) -> Ordering {
+fn compare_keys(a: &[(CompactString, Value)], b: &[(CompactString, Value)]) -> Ordering {
     for ((name_a, value_a), (name_b, value_b)) in a.iter().zip(b) {
         let order = name_a.cmp(name_b).then_with(|| compare(value_a, value_b));
         if order != Ordering::Equal {
@@ -158,13 +158,15 @@ pub fn compare(a: &Value, b: &Value) -> Ordering {
             .find(|o| *o != Ordering::Equal)
             .unwrap_or_else(|| x.len().cmp(&y.len())),
         (Value::Object(x), Value::Object(y)) => {
-            let sorted = |m: &Map<String, Value>| {
-                let mut entries: Vec<(String, Value)> =
-                    m.iter().map(|(k, v)| (k.clone(), v.clone())).collect();
-                entries.sort_by(|a, b| a.0.cmp(&b.0));
-                entries
+            // Both are in the order of their keys.
+            let entries = |(ka, va): (&String, &Value), (kb, vb): (&String, &Value)| {
+                ka.cmp(kb).then_with(|| compare(va, vb))
             };
-            compare_keys(&sorted(x), &sorted(y))
+            x.iter()
+                .zip(y)
+                .map(|(a, b)| entries(a, b))
+                .find(|o| *o != Ordering::Equal)
+                .unwrap_or_else(|| x.len().cmp(&y.len()))
         }
         _ => kind_rank(a).cmp(&kind_rank(b)),
     }

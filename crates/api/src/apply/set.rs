@@ -1,17 +1,16 @@
 //! Sets of field paths, and their JSON form `FieldsV1`.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use serde_json::{Map, Value};
 
 use super::path::{Path, PathElement};
 use super::types::Type;
 
-/// A set of paths, as a tree: which elements are members here, and what is below.
+/// A set of paths, as a tree: which elements are members here, and what is below. Both are in order, each element
+/// stands once, and nothing below is empty.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Set {
-    members: BTreeSet<PathElement>,
-    children: BTreeMap<PathElement, Set>,
+    members: Vec<PathElement>,
+    children: Vec<(PathElement, Set)>,
 }
 
 /// How deep a `FieldsV1` tree may be: deeper ones are no object's.
@@ -28,37 +27,77 @@ impl Set {
         set
     }
 
+    /// A set of members and of what is below elements, in any order.
+    pub fn new(members: Vec<PathElement>, children: Vec<(PathElement, Set)>) -> Set {
+        let mut set = Set { members, children };
+        if !set.members.is_sorted_by(|a, b| a < b) {
+            set.members.sort();
+            set.members.dedup();
+        }
+        set.children.retain(|(_, child)| !child.is_empty());
+        if !set.children.is_sorted_by(|a, b| a.0 < b.0) {
+            set.children.sort_by(|a, b| a.0.cmp(&b.0));
+            set.children.dedup_by(|later, before| {
+                let same = later.0 == before.0;
+                if same {
+                    before.1 = std::mem::take(&mut before.1).union(std::mem::take(&mut later.1));
+                }
+                same
+            });
+        }
+        set
+    }
+
     /// Adds a path. The empty path is nobody's: nothing happens.
     pub fn insert(&mut self, path: &[PathElement]) {
         match path {
             [] => {}
             [last] => {
-                self.members.insert(last.clone());
+                if let Err(at) = self.members.binary_search(last) {
+                    self.members.insert(at, last.clone());
+                }
             }
-            [first, rest @ ..] => match self.children.get_mut(first) {
-                Some(child) => child.insert(rest),
-                None => self.children.entry(first.clone()).or_default().insert(rest),
-            },
+            [first, rest @ ..] => {
+                let at = match self.find(first) {
+                    Ok(at) => at,
+                    Err(at) => {
+                        self.children.insert(at, (first.clone(), Set::default()));
+                        at
+                    }
+                };
+                self.children[at].1.insert(rest);
+            }
         }
+    }
+
+    /// Adds all paths of a set that lies below a path.
+    pub fn insert_below(&mut self, path: &[PathElement], set: Set) {
+        let below =
+            path.iter().rev().fold(set, |set, element| Set::new(Vec::new(), vec![(element.clone(), set)]));
+        *self = std::mem::take(self).union(below);
+    }
+
+    fn find(&self, element: &PathElement) -> Result<usize, usize> {
+        self.children.binary_search_by(|(e, _)| e.cmp(element))
     }
 
     /// Whether the path is in the set.
     pub fn has(&self, path: &[PathElement]) -> bool {
         match path {
             [] => false,
-            [last] => self.members.contains(last),
-            [first, rest @ ..] => self.children.get(first).is_some_and(|c| c.has(rest)),
+            [last] => self.has_member(last),
+            [first, rest @ ..] => self.child(first).is_some_and(|c| c.has(rest)),
         }
     }
 
     /// Whether the element itself is a member here.
     pub fn has_member(&self, element: &PathElement) -> bool {
-        self.members.contains(element)
+        self.members.binary_search(element).is_ok()
     }
 
     /// What is below an element.
     pub fn child(&self, element: &PathElement) -> Option<&Set> {
-        self.children.get(element).filter(|c| !c.is_empty())
+        self.find(element).ok().map(|at| &self.children[at].1)
     }
 
     /// The members here.
@@ -68,74 +107,70 @@ impl Set {
 
     /// The elements that have something below them.
     pub fn children(&self) -> impl Iterator<Item = (&PathElement, &Set)> {
-        self.children.iter().filter(|(_, c)| !c.is_empty())
+        self.children.iter().map(|(element, child)| (element, child))
     }
 
     /// No path at all.
     pub fn is_empty(&self) -> bool {
-        self.members.is_empty() && self.children.values().all(Set::is_empty)
+        self.members.is_empty() && self.children.is_empty()
     }
 
     /// Paths of either.
     #[must_use]
-    pub fn union(&self, other: &Set) -> Set {
-        let mut out = self.clone();
-        out.members.extend(other.members.iter().cloned());
-        for (element, child) in other.children() {
-            let slot = out.children.entry(element.clone()).or_default();
-            *slot = slot.union(child);
+    pub fn union(mut self, mut other: Set) -> Set {
+        if self.is_empty() {
+            return other;
         }
-        out
-    }
-
-    /// This set without the other's paths; the same set where the other has none.
-    #[must_use]
-    pub fn minus(self, other: &Set) -> Set {
-        if other.is_empty() { self } else { self.difference(other) }
+        // Sorting what consists of two sorted parts is merging them.
+        self.members.append(&mut other.members);
+        self.children.append(&mut other.children);
+        Set::new(self.members, self.children)
     }
 
     /// Paths of both.
     #[must_use]
     pub fn intersection(&self, other: &Set) -> Set {
-        let children = self.children().filter_map(|(element, child)| {
-            let both = child.intersection(other.children.get(element)?);
+        let children = self.children.iter().filter_map(|(element, child)| {
+            let both = child.intersection(other.child(element)?);
             (!both.is_empty()).then(|| (element.clone(), both))
         });
         Set {
-            members: self.members.intersection(&other.members).cloned().collect(),
+            members: self.members.iter().filter(|e| other.has_member(e)).cloned().collect(),
             children: children.collect(),
         }
     }
 
     /// Paths of this one that the other does not have.
     #[must_use]
-    pub fn difference(&self, other: &Set) -> Set {
-        let children = self.children().filter_map(|(element, child)| {
-            let left = other.children.get(element).map_or_else(|| child.clone(), |o| child.difference(o));
-            (!left.is_empty()).then(|| (element.clone(), left))
-        });
-        Set {
-            members: self.members.difference(&other.members).cloned().collect(),
-            children: children.collect(),
+    pub fn difference(mut self, other: &Set) -> Set {
+        if !other.is_empty() {
+            self.members.retain(|element| !other.has_member(element));
+            self.children.retain_mut(|(element, child)| {
+                if let Some(other) = other.child(element) {
+                    *child = std::mem::take(child).difference(other);
+                }
+                !child.is_empty()
+            });
         }
+        self
     }
 
     /// Paths of this one that are neither in the other nor below one of its paths.
     #[must_use]
-    pub fn recursive_difference(&self, other: &Set) -> Set {
-        let children = self.children().filter(|(element, _)| !other.members.contains(element)).filter_map(
-            |(element, child)| {
-                let left = other
-                    .children
-                    .get(element)
-                    .map_or_else(|| child.clone(), |o| child.recursive_difference(o));
-                (!left.is_empty()).then(|| (element.clone(), left))
-            },
-        );
-        Set {
-            members: self.members.difference(&other.members).cloned().collect(),
-            children: children.collect(),
+    pub fn recursive_difference(mut self, other: &Set) -> Set {
+        if !other.is_empty() {
+            self.members.retain(|element| !other.has_member(element));
+            self.children.retain_mut(|(element, child)| {
+                if other.has_member(element) {
+                    return false;
+                }
+                if let Some(other) = other.child(element) {
+                    *child = std::mem::take(child).recursive_difference(other);
+                }
+                !child.is_empty()
+            });
         }
+        self
     }
 
     /// All paths, in order: members first, then what is below.
@@ -162,39 +197,39 @@ impl Set {
     /// then counts as owning `spec`, where `spec` is a struct (not an entry of a map).
     #[must_use]
     pub fn with_named_fields(&self, type_: Type<'_>) -> Set {
-        let mut out = Set { members: self.members.clone(), children: BTreeMap::new() };
-        for (element, child) in self.children() {
+        let mut members = self.members.clone();
+        let mut children = Vec::with_capacity(self.children.len());
+        for (element, child) in &self.children {
             let below = match element {
                 PathElement::Field(name) => match type_.field(name) {
                     Some(field) => {
-                        out.members.insert(element.clone());
+                        members.push(element.clone());
                         field
                     }
                     None => type_.element(),
                 },
                 _ => type_.element(),
             };
-            out.children.insert(element.clone(), child.with_named_fields(below));
+            children.push((element.clone(), child.with_named_fields(below)));
         }
-        out
+        Set::new(members, children)
     }
 
     /// The JSON form.
     pub fn to_fields_v1(&self) -> Value {
-        let mut out = Map::new();
-        for member in &self.members {
-            out.insert(member.serialize(), Value::Object(Map::new()));
-        }
-        for (element, child) in self.children() {
-            let mut below = child.to_fields_v1();
-            if self.members.contains(element)
-                && let Value::Object(map) = &mut below
-            {
-                map.insert(".".into(), Value::Object(Map::new()));
-            }
-            out.insert(element.serialize(), below);
-        }
-        Value::Object(out)
+        Value::Object(self.fields(false))
+    }
+
+    /// The JSON form; `member` says whether what the set is below is a member itself.
+    fn fields(&self, member: bool) -> Map<String, Value> {
+        let empty = || Value::Object(Map::new());
+        let itself = member.then(|| (".".to_string(), empty()));
+        let members = self.members.iter().filter(|e| self.find(e).is_err()).map(|e| (e.serialize(), empty()));
+        let children = self
+            .children
+            .iter()
+            .map(|(e, child)| (e.serialize(), Value::Object(child.fields(self.has_member(e)))));
+        itself.into_iter().chain(members).chain(children).collect()
     }
 
     /// Reads the JSON form.
@@ -207,7 +242,7 @@ impl Set {
         if depth > MAX_DEPTH {
             return Err("fieldsV1 is too deep".into());
         }
-        let mut out = Set::default();
+        let (mut members, mut children) = (Vec::new(), Vec::new());
         for (key, below) in map {
             // A set's own membership stands with its parent.
             if key == "." {
@@ -219,13 +254,13 @@ impl Set {
                 _ => return Err("expected an object".into()),
             };
             let child = Self::read(below, depth + 1)?;
-            if member {
-                out.members.insert(element.clone());
-            }
             if !child.is_empty() {
-                out.children.insert(element, child);
+                children.push((element.clone(), child));
+            }
+            if member {
+                members.push(element);
             }
         }
-        Ok(out)
+        Ok(Set::new(members, children))
     }
 }

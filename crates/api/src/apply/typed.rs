@@ -1,9 +1,11 @@
 //! Values seen through their schema: validation, field sets, comparison, merging and removal, with the semantics of
 //! structured-merge-diff.
 
-use std::collections::BTreeSet;
+use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use compact_str::CompactString;
 use serde_json::{Map, Value};
 
 use super::path::{Path, PathElement, equal};
@@ -11,26 +13,19 @@ use super::set::Set;
 use super::show;
 use super::types::{Atom, ListType, Scalar, Type};
 
-/// What differs between two objects. No path is in two of the sets.
+/// What differs between two objects. No path is in both sets.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Comparison {
     /// Paths that only the old object has.
     pub removed: Set,
-    /// Paths that both have with other values.
-    pub modified: Set,
-    /// Paths that only the new object has.
-    pub added: Set,
+    /// Paths that the new object has with other values than the old, or that only it has.
+    pub changed: Set,
 }
 
 impl Comparison {
-    /// Paths that the new object has with other values than the old, or that only it has.
-    pub fn changed(&self) -> Set {
-        self.modified.union(&self.added)
-    }
-
     /// Whether the objects are the same.
     pub fn is_same(&self) -> bool {
-        self.removed.is_empty() && self.modified.is_empty() && self.added.is_empty()
+        self.removed.is_empty() && self.changed.is_empty()
     }
 }
 
@@ -65,13 +60,13 @@ fn item_element(type_: Type<'_>, list: ListType, index: usize, item: &Value) -> 
             Value::Null => Err("associative list with keys may not have a null element".into()),
             Value::Object(map) => {
                 let mut keys = Vec::new();
-                for name in type_.keys() {
-                    let value = map.get(name).cloned().or_else(|| type_.key_default(name)).ok_or_else(|| {
+                for name in type_.keys().iter() {
+                    let value = map.get(*name).cloned().or_else(|| type_.key_default(name)).ok_or_else(|| {
                         format!(
                             "associative list with keys has an element that omits key field {name:?} (and doesn't have default value)"
                         )
                     })?;
-                    keys.push((name.to_string(), value));
+                    keys.push((CompactString::from(*name), value));
                 }
                 Ok(PathElement::key(keys))
             }
@@ -160,85 +155,128 @@ fn check(type_: Type<'_>, value: &Value, at: &At<'_>, faults: &mut Faults) {
 /// The paths that an object has: those which an apply of it owns. `empty` says whether empty structs and nulls of named
 /// fields are owned; in v1.20 they are not.
 pub fn field_set(type_: Type<'_>, value: &Value, empty: bool) -> Set {
-    let mut set = Set::default();
-    collect(type_, value, empty, &mut Vec::new(), &mut set);
-    set
+    collect(type_, value, empty).0
 }
 
-fn collect(type_: Type<'_>, value: &Value, empty: bool, path: &mut Path, set: &mut Set) {
+/// The paths below a value, and whether the value is a path's end itself.
+fn collect(type_: Type<'_>, value: &Value, empty: bool) -> (Set, bool) {
+    let (mut members, mut children) = (Vec::new(), Vec::new());
     match (type_.atom(Some(value)), value) {
         (Atom::Scalar(_) | Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. }, _) => {
-            set.insert(path)
+            return (Set::default(), true);
         }
         (Atom::List(list), Value::Array(items)) => {
             for (i, item) in items.iter().enumerate() {
                 if let Ok(element) = item_element(type_, list, i, item) {
-                    path.push(element);
-                    collect(type_.element(), item, empty, path, set);
-                    set.insert(path);
-                    path.pop();
+                    let (below, _) = collect(type_.element(), item, empty);
+                    if !below.is_empty() {
+                        children.push((element.clone(), below));
+                    }
+                    members.push(element);
                 }
             }
         }
         (Atom::Map { .. }, Value::Object(map)) => {
             for (key, item) in map {
                 let field = type_.field(key);
-                path.push(PathElement::Field(key.into()));
-                collect(field.unwrap_or_else(|| type_.element()), item, empty, path, set);
-                let nothing = item.is_null() || item.as_object().is_some_and(Map::is_empty);
-                if (empty && nothing) || field.is_none() {
-                    set.insert(path);
+                let element = PathElement::Field(key.into());
+                let (below, end) = collect(field.unwrap_or_else(|| type_.element()), item, empty);
+                if !below.is_empty() {
+                    children.push((element.clone(), below));
                 }
-                path.pop();
+                let nothing = item.is_null() || item.as_object().is_some_and(Map::is_empty);
+                if end || (empty && nothing) || field.is_none() {
+                    members.push(element);
+                }
             }
         }
         _ => {}
     }
+    (Set::new(members, children), false)
 }
 
 /// What has changed from `old` to `new`, which must both fit the schema.
 pub fn compare(type_: Type<'_>, old: &Value, new: &Value) -> Comparison {
-    let mut out = Comparison::default();
-    differ(type_, Some(old), Some(new), &mut Vec::new(), &mut out);
-    out
+    differ(type_, Some(old), Some(new)).below
 }
 
-fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>, path: &mut Path, out: &mut Comparison) {
-    // Most of an object is the same before and after.
-    if old.is_some() && old == new {
-        return;
+/// What a place contributes to a comparison: what is below it, and the place itself.
+#[derive(Default)]
+struct Difference {
+    below: Comparison,
+    removed: bool,
+    changed: bool,
+}
+
+impl Difference {
+    /// A place that is compared as a whole.
+    fn leaf(old: Option<&Value>, new: Option<&Value>) -> Difference {
+        let removed = old.is_some() && new.is_none();
+        let changed = match (old, new) {
+            (None, Some(_)) => true,
+            (Some(a), Some(b)) => !equal(a, b),
+            _ => false,
+        };
+        Difference { removed, changed, ..Difference::default() }
     }
-    let leaf = match (type_.atom(old), type_.atom(new)) {
-        (atom, _) if new.is_none() => differ_as(atom, type_, old, new, path, out),
-        (_, atom) if old.is_none() => differ_as(atom, type_, old, new, path, out),
-        (a, b) if a == b => differ_as(b, type_, old, new, path, out),
-        // The two are of different kinds (possible where the schema says nothing): both ways of looking at them count.
-        (a, b) => {
-            differ_as(a, type_, old, new, path, out);
-            differ_as(b, type_, old, new, path, out)
-        }
-    };
-    if !leaf {
-        match (old, new) {
-            (None, _) => out.added.insert(path),
-            (_, None) => out.removed.insert(path),
-            _ => {}
+
+    fn or(self, other: Difference) -> Difference {
+        Difference {
+            below: Comparison {
+                removed: self.below.removed.union(other.below.removed),
+                changed: self.below.changed.union(other.below.changed),
+            },
+            removed: self.removed || other.removed,
+            changed: self.changed || other.changed,
         }
     }
 }
 
-fn leaf(old: Option<&Value>, new: Option<&Value>, path: &Path, out: &mut Comparison) -> bool {
-    match (old, new) {
-        (None, None) => {}
-        (None, Some(_)) => out.added.insert(path),
-        (Some(_), None) => out.removed.insert(path),
-        (Some(a), Some(b)) => {
-            if !equal(a, b) {
-                out.modified.insert(path);
+/// Puts together what the places below one contribute.
+#[derive(Default)]
+struct Parts {
+    removed: (Vec<PathElement>, Vec<(PathElement, Set)>),
+    changed: (Vec<PathElement>, Vec<(PathElement, Set)>),
+}
+
+impl Parts {
+    /// `element` is only made where it is needed.
+    fn add(&mut self, element: impl Fn() -> PathElement, difference: Difference) {
+        let Difference { below, removed, changed } = difference;
+        for (into, below, itself) in
+            [(&mut self.removed, below.removed, removed), (&mut self.changed, below.changed, changed)]
+        {
+            if !below.is_empty() {
+                into.1.push((element(), below));
+            }
+            if itself {
+                into.0.push(element());
             }
         }
     }
-    true
+
+    fn together(self) -> Difference {
+        let set = |(members, children)| Set::new(members, children);
+        let below = Comparison { removed: set(self.removed), changed: set(self.changed) };
+        Difference { below, ..Difference::default() }
+    }
+}
+
+fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Difference {
+    // Most of an object is the same before and after.
+    if old.is_some() && old == new {
+        return Difference::default();
+    }
+    let mut found = match (type_.atom(old), type_.atom(new)) {
+        (atom, _) if new.is_none() => differ_as(atom, type_, old, new),
+        (_, atom) if old.is_none() => differ_as(atom, type_, old, new),
+        (a, b) if a == b => differ_as(b, type_, old, new),
+        // The two are of different kinds (possible where the schema says nothing): both ways of looking at them count.
+        (a, b) => differ_as(a, type_, old, new).or(differ_as(b, type_, old, new)),
+    };
+    found.changed |= old.is_none();
+    found.removed |= new.is_none();
+    found
 }
 
 fn items(value: Option<&Value>) -> &[Value] {
@@ -249,23 +287,40 @@ fn entries(value: Option<&Value>) -> Option<&Map<String, Value>> {
     value.and_then(Value::as_object).filter(|m| !m.is_empty())
 }
 
-/// Compares as one kind of thing; says whether it was a leaf.
-fn differ_as(
-    atom: Atom,
-    type_: Type<'_>,
-    old: Option<&Value>,
-    new: Option<&Value>,
-    path: &mut Path,
-    out: &mut Comparison,
-) -> bool {
+/// The entries of two maps by their keys, in order.
+fn both<'v>(
+    old: Option<&'v Map<String, Value>>,
+    new: Option<&'v Map<String, Value>>,
+    mut each: impl FnMut(&'v str, Option<&'v Value>, Option<&'v Value>),
+) {
+    let mut old = old.into_iter().flatten().peekable();
+    let mut new = new.into_iter().flatten().peekable();
+    loop {
+        let order = match (old.peek(), new.peek()) {
+            (None, None) => return,
+            (Some(_), None) => Ordering::Less,
+            (None, Some(_)) => Ordering::Greater,
+            (Some((a, _)), Some((b, _))) => a.cmp(b),
+        };
+        let before = if order.is_le() { old.next() } else { None };
+        let after = if order.is_ge() { new.next() } else { None };
+        if let Some((key, _)) = before.or(after) {
+            each(key, before.map(|(_, v)| v), after.map(|(_, v)| v));
+        }
+    }
+}
+
+/// Compares as one kind of thing.
+fn differ_as(atom: Atom, type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Difference {
+    let mut parts = Parts::default();
     match atom {
         Atom::Scalar(_) | Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. } => {
-            leaf(old, new, path, out)
+            return Difference::leaf(old, new);
         }
         Atom::List(list) => {
             let (old_items, new_items) = (items(old), items(new));
             if old_items.is_empty() && new_items.is_empty() {
-                return leaf(old, new, path, out);
+                return Difference::leaf(old, new);
             }
             let named = |items: &[Value]| -> Vec<(PathElement, usize)> {
                 items
@@ -274,44 +329,36 @@ fn differ_as(
                     .filter_map(|(i, item)| Some((item_element(type_, list, i, item).ok()?, i)))
                     .collect()
             };
-            let new_names = named(new_items);
-            let new_index: std::collections::BTreeMap<_, _> = new_names.iter().cloned().collect();
+            let (old_names, new_names) = (named(old_items), named(new_items));
+            // Where a name stands twice, the first of the old and the last of the new items count.
+            let new_index: BTreeMap<&PathElement, usize> = new_names.iter().map(|(e, i)| (e, *i)).collect();
             let mut seen = BTreeSet::new();
-            for (element, i) in named(old_items) {
-                if seen.insert(element.clone()) {
-                    let other = new_index.get(&element).map(|j| &new_items[*j]);
-                    path.push(element);
-                    differ(type_.element(), Some(&old_items[i]), other, path, out);
-                    path.pop();
+            for (element, i) in &old_names {
+                if seen.insert(element) {
+                    let other = new_index.get(element).map(|j| &new_items[*j]);
+                    let found = differ(type_.element(), Some(&old_items[*i]), other);
+                    parts.add(|| element.clone(), found);
                 }
             }
-            for (element, i) in new_names {
-                if !seen.contains(&element) {
-                    path.push(element);
-                    differ(type_.element(), None, Some(&new_items[i]), path, out);
-                    path.pop();
+            for (element, i) in &new_names {
+                if !seen.contains(element) {
+                    let found = differ(type_.element(), None, Some(&new_items[*i]));
+                    parts.add(|| element.clone(), found);
                 }
             }
-            false
         }
         Atom::Map { .. } => {
             let (old_map, new_map) = (entries(old), entries(new));
             if old_map.is_none() && new_map.is_none() {
-                return leaf(old, new, path, out);
+                return Difference::leaf(old, new);
             }
-            let only_new = new_map
-                .into_iter()
-                .flat_map(Map::keys)
-                .filter(|k| old_map.is_none_or(|m| !m.contains_key(*k)));
-            for key in old_map.into_iter().flat_map(Map::keys).chain(only_new) {
+            both(old_map, new_map, |key, old, new| {
                 let field = type_.field(key).unwrap_or_else(|| type_.element());
-                path.push(PathElement::Field(key.into()));
-                differ(field, old_map.and_then(|m| m.get(key)), new_map.and_then(|m| m.get(key)), path, out);
-                path.pop();
-            }
-            false
+                parts.add(|| PathElement::Field(key.into()), differ(field, old, new));
+            });
         }
     }
+    parts.together()
 }
 
 /// The live object with an applied configuration laid over it.
@@ -409,12 +456,14 @@ pub fn reconcile(type_: Type<'_>, set: Set, live: &Value) -> Set {
     if type_.is_deduced() {
         return set;
     }
-    let (mut remove, mut add) = (Set::default(), Set::default());
-    adapt(type_, Some(&set), false, Some(live), &mut Vec::new(), &mut remove, &mut add);
+    let mut change = Adaption::default();
+    change.look(type_, Some(&set), false, Some(live), &Way::Root);
+    let Adaption { remove, add } = change;
     if remove.is_empty() && add.is_empty() {
         return set;
     }
-    set.recursive_difference(&remove).union(&remove_members_only(&set, &remove)).union(&add)
+    let kept = remove_members_only(&set, &remove);
+    set.recursive_difference(&remove).union(kept).union(add)
 }
 
 /// The members that [`Set::recursive_difference`] takes away with what is below them and that stay owned.
@@ -422,56 +471,95 @@ fn remove_members_only(set: &Set, removed: &Set) -> Set {
     set.intersection(removed)
 }
 
-fn adapt(
-    type_: Type<'_>,
-    set: Option<&Set>,
-    whole: bool,
-    live: Option<&Value>,
-    path: &mut Path,
-    remove: &mut Set,
-    add: &mut Set,
-) {
-    match type_.atom(live) {
-        Atom::Scalar(_) => {}
-        Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. } => {
-            if !whole && set.is_some_and(|s| !s.is_empty()) {
-                remove.insert(path);
-                add.insert(path);
-            }
-        }
-        Atom::List(_) | Atom::Map { .. } => {
-            if whole && let Some(value) = live.filter(|v| v.is_array() || v.is_object()) {
-                let mut granular = Set::default();
-                collect(type_, value, false, path, &mut granular);
-                *add = add.union(&granular);
-            }
-            let Some(set) = set else { return };
-            let elements: BTreeSet<&PathElement> =
-                set.members().chain(set.children().map(|(e, _)| e)).collect();
-            for element in elements {
-                let below = match element {
-                    PathElement::Field(name) => match type_.field(name) {
-                        Some(field) => field,
-                        None if matches!(type_.atom(live), Atom::Map { open: true, .. }) => type_.element(),
-                        None => continue,
-                    },
-                    _ => type_.element(),
-                };
-                let child = set.child(element);
-                let value = live.and_then(|live| match element {
-                    PathElement::Field(name) => live.get(name.as_str()),
-                    _ => find_item(type_, live, element),
-                });
-                path.push(element.clone());
-                adapt(below, child, set.has_member(element) && child.is_none(), value, path, remove, add);
-                path.pop();
+/// The elements that lead to a place. Written out only where something is to be changed.
+enum Way<'a> {
+    Root,
+    Below(&'a Way<'a>, &'a PathElement),
+}
+
+impl Way<'_> {
+    fn path(&self) -> Path {
+        match self {
+            Way::Root => Path::new(),
+            Way::Below(above, element) => {
+                let mut path = above.path();
+                path.push((*element).clone());
+                path
             }
         }
     }
 }
 
+/// What a change of the schema does to a set.
+#[derive(Default)]
+struct Adaption {
+    remove: Set,
+    add: Set,
+}
+
+impl Adaption {
+    fn look(&mut self, type_: Type<'_>, set: Option<&Set>, whole: bool, live: Option<&Value>, way: &Way<'_>) {
+        match type_.atom(live) {
+            Atom::Scalar(_) => {}
+            Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. } => {
+                if !whole && set.is_some_and(|s| !s.is_empty()) {
+                    self.remove.insert(&way.path());
+                    self.add.insert(&way.path());
+                }
+            }
+            Atom::List(_) | Atom::Map { .. } => {
+                if whole && let Some(value) = live.filter(|v| v.is_array() || v.is_object()) {
+                    let (below, _) = collect(type_, value, false);
+                    if !below.is_empty() {
+                        self.add.insert_below(&way.path(), below);
+                    }
+                }
+                let Some(set) = set else { return };
+                for (element, child) in set.children() {
+                    self.look_below(type_, element, Some(child), false, live, way);
+                }
+                for element in set.members() {
+                    if set.child(element).is_none() {
+                        self.look_below(type_, element, None, true, live, way);
+                    }
+                }
+            }
+        }
+    }
+
+    fn look_below(
+        &mut self,
+        type_: Type<'_>,
+        element: &PathElement,
+        child: Option<&Set>,
+        whole: bool,
+        live: Option<&Value>,
+        way: &Way<'_>,
+    ) {
+        let (below, value) = match element {
+            PathElement::Field(name) => {
+                let field = match type_.field(name) {
+                    Some(field) => field,
+                    None if matches!(type_.atom(live), Atom::Map { open: true, .. }) => type_.element(),
+                    None => return,
+                };
+                (field, live.and_then(|live| live.get(name.as_str())))
+            }
+            _ => (type_.element(), live.and_then(|live| find_item(type_, live, element))),
+        };
+        self.look(below, child, whole, value, &Way::Below(way, element));
+    }
+}
+
 fn find_item<'v>(type_: Type<'_>, live: &'v Value, element: &PathElement) -> Option<&'v Value> {
     let Atom::List(list) = type_.atom(Some(live)) else { return None };
+    if let PathElement::Key(keys) = element {
+        let has = |item: &Value, name: &str, wanted: &Value| match item.get(name) {
+            Some(value) => equal(value, wanted),
+            None => type_.key_default(name).is_some_and(|value| equal(&value, wanted)),
+        };
+        return items(Some(live)).iter().find(|item| keys.iter().all(|(name, value)| has(item, name, value)));
+    }
     items(Some(live))
         .iter()
         .enumerate()

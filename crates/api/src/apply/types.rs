@@ -1,10 +1,13 @@
 //! What the schema says of a place in an object: one view of built-in types (the catalogue) and of custom ones (a
 //! CustomResourceDefinition's schema), for apply and for strategic merge patch.
 
+use std::borrow::Cow;
+use std::sync::OnceLock;
+
 use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
-use crate::catalogue::{self, Catalogue, Element, Field, Form, Shape};
+use crate::catalogue::{self, Catalogue, Field, Form, Shape, TypeId};
 use crate::crd::schema::Schema;
 
 /// How a list is owned.
@@ -57,9 +60,7 @@ pub enum Type<'a> {
         /// Form.
         shape: Shape,
         /// The field of which it is the type, where it is one: says how lists and maps are owned.
-        field: Option<&'static Field>,
-        /// The struct that has the field.
-        owner: &'static str,
+        field: Option<&'static Owned>,
     },
     /// From a CustomResourceDefinition.
     Custom {
@@ -123,8 +124,62 @@ pub fn is_atomic_struct(release: Release, full_name: &str) -> bool {
     }
 }
 
+/// How the value of a field is owned.
+#[derive(Debug)]
+pub struct Owned {
+    field: &'static Field,
+    /// How its list is owned.
+    list: ListType,
+    /// The keys of its items.
+    keys: Vec<&'static str>,
+    /// Whether its map or struct is owned as a whole.
+    atomic: bool,
+    /// Whether it takes back that its struct is owned as a whole.
+    granular: bool,
+}
+
+/// How the types of a release are owned; worked out once.
+struct Ownership {
+    /// By type.
+    structs: Vec<StructOwnership>,
+}
+
+struct StructOwnership {
+    atomic: bool,
+    fields: Vec<Owned>,
+}
+
+impl Ownership {
+    fn of(catalogue: &'static Catalogue) -> &'static Ownership {
+        static V1_20: OnceLock<Ownership> = OnceLock::new();
+        static NEWEST: OnceLock<Ownership> = OnceLock::new();
+        let cell = if catalogue.release() == Release::V1_20 { &V1_20 } else { &NEWEST };
+        cell.get_or_init(|| {
+            let structs = catalogue.types().iter().map(|type_| StructOwnership {
+                atomic: is_atomic_struct(catalogue.release(), type_.full_name),
+                fields: type_
+                    .fields
+                    .iter()
+                    .map(|field| owned(catalogue.release(), type_.full_name, field))
+                    .collect(),
+            });
+            Ownership { structs: structs.collect() }
+        })
+    }
+
+    fn get(&self, id: TypeId) -> &StructOwnership {
+        &self.structs[id.index()]
+    }
+}
+
+fn owned(release: Release, owner: &str, field: &'static Field) -> Owned {
+    let (list, keys) = list_ownership(release, owner, field);
+    let atomic = release != Release::V1_20 && field.atomic;
+    Owned { field, list, keys, atomic, granular: owner.ends_with(".PersistentVolumeSpec") }
+}
+
 /// How the list of a field is owned, and its keys. Where nothing is said, the merge strategy of patches decides.
-pub fn list_ownership(release: Release, owner: &str, field: &'static Field) -> (ListType, Vec<&'static str>) {
+pub fn list_ownership(release: Release, owner: &str, field: &Field) -> (ListType, Vec<&'static str>) {
     let old = release == Release::V1_20;
     let declared = match field.list_type {
         // The conditions of CustomResourceDefinitions were a plain list then.
@@ -145,7 +200,7 @@ pub fn list_ownership(release: Release, owner: &str, field: &'static Field) -> (
 impl<'a> Type<'a> {
     /// The type of a built-in kind or struct.
     pub fn built_in(catalogue: &'static Catalogue, type_: &'static catalogue::Type) -> Type<'a> {
-        Type::BuiltIn { catalogue, shape: Shape::Struct(type_.id), field: None, owner: "" }
+        Type::BuiltIn { catalogue, shape: Shape::Struct(type_.id), field: None }
     }
 
     /// The type of a custom resource. v1.20 does not look at the schema here.
@@ -166,7 +221,7 @@ impl<'a> Type<'a> {
     /// What a value is, seen through the type. Where the type says nothing, the value does; `None` and null are maps.
     pub fn atom(self, value: Option<&Value>) -> Atom {
         match self {
-            Type::BuiltIn { catalogue, shape, field, owner } => match shape {
+            Type::BuiltIn { catalogue, shape, field } => match shape {
                 Shape::Scalar(scalar) => match scalar {
                     catalogue::Scalar::String | catalogue::Scalar::Bytes | catalogue::Scalar::Duration => {
                         Atom::Scalar(Scalar::String)
@@ -192,16 +247,12 @@ impl<'a> Type<'a> {
                     if type_.form != Form::Object {
                         return Type::Any.atom(value);
                     }
-                    // A field can take back what its struct says of itself.
-                    let granular = owner.ends_with(".PersistentVolumeSpec");
-                    let atomic = is_atomic_struct(catalogue.release(), type_.full_name) && !granular;
-                    Atom::Map { atomic: atomic || self.is_atomic_field(), open: false }
+                    let atomic =
+                        Ownership::of(catalogue).get(id).atomic && !field.is_some_and(|f| f.granular);
+                    Atom::Map { atomic: atomic || field.is_some_and(|f| f.atomic), open: false }
                 }
-                Shape::List(_) => {
-                    let ownership = field.map(|f| list_ownership(catalogue.release(), owner, f).0);
-                    Atom::List(ownership.unwrap_or(ListType::Atomic))
-                }
-                Shape::Map(_) => Atom::Map { atomic: self.is_atomic_field(), open: true },
+                Shape::List(_) => Atom::List(field.map_or(ListType::Atomic, |f| f.list)),
+                Shape::Map(_) => Atom::Map { atomic: field.is_some_and(|f| f.atomic), open: true },
             },
             Type::Custom { schema, resource } => custom_atom(schema, resource.is_some(), value),
             Type::Any => match value {
@@ -217,15 +268,6 @@ impl<'a> Type<'a> {
         }
     }
 
-    fn is_atomic_field(self) -> bool {
-        match self {
-            Type::BuiltIn { catalogue, field: Some(field), .. } => {
-                catalogue.release() != Release::V1_20 && field.atomic
-            }
-            _ => false,
-        }
-    }
-
     /// The type of a named field; `None` for fields that are not named and for entries of maps.
     pub fn field(self, name: &str) -> Option<Type<'a>> {
         match self {
@@ -234,13 +276,8 @@ impl<'a> Type<'a> {
                 if type_.form != Form::Object {
                     return None;
                 }
-                let field = type_.field(name)?;
-                Some(Type::BuiltIn {
-                    catalogue,
-                    shape: field.shape,
-                    field: Some(field),
-                    owner: type_.full_name,
-                })
+                let field = &Ownership::of(catalogue).get(id).fields[type_.field_index(name)?];
+                Some(Type::BuiltIn { catalogue, shape: field.field.shape, field: Some(field) })
             }
             Type::Custom { schema, resource } => {
                 if let (Some(catalogue), "metadata") = (resource, name) {
@@ -260,7 +297,7 @@ impl<'a> Type<'a> {
     pub fn element(self) -> Type<'a> {
         match self {
             Type::BuiltIn { catalogue, shape: Shape::List(e) | Shape::Map(e), .. } => {
-                Type::BuiltIn { catalogue, shape: element_shape(e), field: None, owner: "" }
+                Type::BuiltIn { catalogue, shape: e.into(), field: None }
             }
             Type::Custom { schema, .. } => match (&schema.items, schema.additional_schema()) {
                 (Some(items), _) => below(items, None),
@@ -274,13 +311,11 @@ impl<'a> Type<'a> {
     }
 
     /// The keys of a list of type map.
-    pub fn keys(self) -> Vec<&'a str> {
+    pub fn keys(self) -> Cow<'a, [&'a str]> {
         match self {
-            Type::BuiltIn { catalogue, field: Some(field), owner, .. } => {
-                list_ownership(catalogue.release(), owner, field).1
-            }
+            Type::BuiltIn { field: Some(field), .. } => Cow::Borrowed(&field.keys),
             Type::Custom { schema, .. } => schema.list_map_keys.iter().map(String::as_str).collect(),
-            _ => Vec::new(),
+            _ => Cow::Borrowed(&[]),
         }
     }
 
@@ -321,10 +356,6 @@ impl<'a> Type<'a> {
             _ => "Unstructured",
         }
     }
-}
-
-fn element_shape(element: Element) -> Shape {
-    element.into()
 }
 
 fn below<'a>(schema: &'a Schema, resource: Option<&'static Catalogue>) -> Type<'a> {
