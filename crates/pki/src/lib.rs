@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod cfssl;
 pub mod files;
+pub mod tls;
 pub mod tokens;
 
 pub use authority::{Authority, Error, Issued, Subject, Usage};

@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use rustls::crypto::WebPkiSupportedAlgorithms;
+use pilothouse_pki::tls::AnyCertificate;
+use rustls::RootCertStore;
 use rustls::server::WebPkiClientVerifier;
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
-use rustls::{DigitallySignedStruct, DistinguishedName, RootCertStore, SignatureScheme};
+use rustls::server::danger::ClientCertVerifier;
 use rustls_pki_types::{CertificateDer, UnixTime};
 use sha2::{Digest, Sha256};
 
@@ -22,57 +22,7 @@ const REMEMBERED: usize = 4096;
 /// The verifier for the TLS handshake: asks for a certificate and has its key proven, but trusts nobody. Whether a
 /// certificate is trusted is decided with the request, so that a stranger gets 401 as in Kubernetes, not a TLS alert.
 pub fn client_verifier(roots: &[&RootCertStore]) -> Arc<dyn ClientCertVerifier> {
-    Arc::new(AnyCertificate {
-        hints: roots.iter().flat_map(|r| r.subjects()).collect(),
-        algorithms: tls::provider().signature_verification_algorithms,
-    })
-}
-
-#[derive(Debug)]
-struct AnyCertificate {
-    hints: Vec<DistinguishedName>,
-    algorithms: WebPkiSupportedAlgorithms,
-}
-
-impl ClientCertVerifier for AnyCertificate {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &self.hints
-    }
-
-    fn verify_client_cert(
-        &self,
-        _end_entity: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _now: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<rustls::client::danger::HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.algorithms.supported_schemes()
-    }
+    AnyCertificate::new(roots.iter().flat_map(|r| r.subjects()).collect())
 }
 
 /// Verifies certificates against a CA and reads who they are for.

@@ -6,14 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
-use rustls::client::danger::HandshakeSignatureValid;
+use pilothouse_pki::tls::AnyCertificate;
+use rustls::ServerConfig;
 use rustls::crypto::CryptoProvider;
 use rustls::pki_types::pem::PemObject;
-use rustls::pki_types::{CertificateDer, PrivateKeyDer, UnixTime};
-use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer};
 use rustls::server::{ClientHello, ResolvesServerCert};
 use rustls::sign::CertifiedKey;
-use rustls::{DigitallySignedStruct, DistinguishedName, ServerConfig, SignatureScheme};
 use tokio::time::Instant;
 
 use crate::certificates::Store;
@@ -105,51 +104,6 @@ impl ResolvesServerCert for FileCertificate {
     }
 }
 
-/// Asks clients for a certificate and has its key proven, but trusts nobody yet: a stranger gets 401, not an alert.
-#[derive(Debug)]
-struct AnyClient(Arc<CryptoProvider>);
-
-impl ClientCertVerifier for AnyClient {
-    fn client_auth_mandatory(&self) -> bool {
-        false
-    }
-
-    fn root_hint_subjects(&self) -> &[DistinguishedName] {
-        &[]
-    }
-
-    fn verify_client_cert(
-        &self,
-        _: &CertificateDer<'_>,
-        _: &[CertificateDer<'_>],
-        _: UnixTime,
-    ) -> Result<ClientCertVerified, rustls::Error> {
-        Ok(ClientCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls12_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        cert: &CertificateDer<'_>,
-        dss: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        rustls::crypto::verify_tls13_signature(message, cert, dss, &self.0.signature_verification_algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.0.signature_verification_algorithms.supported_schemes()
-    }
-}
-
 /// TLS as the configuration has it: certificate, `tlsMinVersion`, `tlsCipherSuites`.
 pub fn server_config(config: &Config) -> Result<Arc<ServerConfig>, String> {
     let (cert, key) = files(config)?;
@@ -169,11 +123,11 @@ pub fn server_config(config: &Config) -> Result<Arc<ServerConfig>, String> {
         "VersionTLS13" => &[&rustls::version::TLS13],
         other => return Err(format!("unknown tls version {other:?}")),
     };
-    let provider = Arc::new(provider);
-    let mut tls = ServerConfig::builder_with_provider(provider.clone())
+    let mut tls = ServerConfig::builder_with_provider(Arc::new(provider))
         .with_protocol_versions(versions)
         .map_err(|e| e.to_string())?
-        .with_client_cert_verifier(Arc::new(AnyClient(provider)))
+        // Nobody is trusted yet: a stranger gets 401, not an alert.
+        .with_client_cert_verifier(AnyCertificate::new(Vec::new()))
         .with_cert_resolver(Arc::new(certificate));
     tls.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
     Ok(Arc::new(tls))
