@@ -36,6 +36,8 @@ pub enum Command {
     Idle(Idle),
     /// From `apply` of one pod to Running, as a watch sees it.
     Pod(Pod),
+    /// Latency of creates and gets, and the server's memory, beside clients that behave badly.
+    Stress(Stress),
 }
 
 /// Which server, and as whom.
@@ -237,6 +239,56 @@ pub struct List {
     /// Field selector.
     #[arg(long)]
     pub field_selector: Option<String>,
+    /// The namespace, which must exist.
+    #[arg(long, short = 'N', default_value = "default")]
+    pub namespace: String,
+    /// Time bound.
+    #[command(flatten)]
+    pub bound: Bound,
+}
+
+/// A client that behaves badly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Nuisance {
+    /// Watchers that do not read.
+    Stalled,
+    /// Connections that ask nothing.
+    Idle,
+    /// New connections all the time.
+    Handshakes,
+    /// Objects that are too large.
+    Large,
+    /// Lists of everything, by many at once.
+    Lists,
+}
+
+/// `stress`.
+#[derive(Debug, Args)]
+pub struct Stress {
+    /// The server.
+    #[command(flatten)]
+    pub server: Server,
+    /// Who is beside, one after the other, after a run without any.
+    #[arg(long, value_enum, value_delimiter = ',', default_value = "stalled,idle,handshakes,large,lists")]
+    pub nuisances: Vec<Nuisance>,
+    /// Creates per second, and gets per second.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub rate: u32,
+    /// Seconds of each.
+    #[arg(long, default_value_t = 10, value_parser = clap::value_parser!(u64).range(1..=600))]
+    pub seconds: u64,
+    /// Watchers that do not read.
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub watchers: u32,
+    /// Idle connections; client and server need as many open files.
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=50_000))]
+    pub idle: u32,
+    /// TLS handshakes a second.
+    #[arg(long, default_value_t = 1000, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub handshakes: u32,
+    /// Clients that list everything.
+    #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    pub lists: u32,
     /// The namespace, which must exist.
     #[arg(long, short = 'N', default_value = "default")]
     pub namespace: String,

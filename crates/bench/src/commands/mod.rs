@@ -7,6 +7,7 @@ mod list;
 mod load;
 mod pod;
 mod start;
+mod stress;
 mod watch;
 
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -28,6 +29,7 @@ pub async fn run(arguments: &Arguments) -> Result<Report> {
         Command::Compare(args) => compare::run(args).await,
         Command::Idle(args) => idle::run(args).await,
         Command::Pod(args) => pod::run(args).await,
+        Command::Stress(args) => stress::run(args).await,
     }
 }
 
