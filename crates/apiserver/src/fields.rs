@@ -1,5 +1,9 @@
 //! From what a client sent to the hub version, with its defaults; and who manages which fields.
 
+use std::borrow::Cow;
+use std::cell::OnceCell;
+use std::sync::Arc;
+
 use pilothouse_api::apply::set::Set;
 use pilothouse_api::apply::{FieldManager, Type};
 use pilothouse_api::convert::{parse_api_version, set_api_version};
@@ -21,8 +25,8 @@ pub fn complete(call: &Call, mut object: Value) -> Value {
 }
 
 /// An object of the cache with `apiVersion` and `kind` of the hub.
-pub fn typed(endpoint: &Endpoint, object: &Value) -> Value {
-    let mut object = object.clone();
+pub fn typed(endpoint: &Endpoint, object: Arc<Value>) -> Value {
+    let mut object = Arc::unwrap_or_clone(object);
     set(&mut object, &["apiVersion"], &*endpoint.hub.api_version);
     set(&mut object, &["kind"], &*endpoint.hub.kind);
     object
@@ -52,17 +56,18 @@ fn with_manager<T>(
     subresource: &str,
     work: impl FnOnce(&FieldManager<'_>, &Value) -> T,
 ) -> T {
-    // The resources of other versions, found beforehand so that their types can be lent out.
-    let others: Vec<_> = scheme
-        .resources()
-        .filter(|r| {
+    // The resource in all its versions, looked for where somebody manages fields in another one.
+    let others: OnceCell<Vec<Arc<Resource>>> = OnceCell::new();
+    let find = || {
+        let same = |r: &&Arc<Resource>| {
             r.plural == resource.plural
                 && r.kind == resource.kind
                 && r.hub_version() == resource.hub_version()
-        })
-        .cloned()
-        .collect();
+        };
+        scheme.resources().filter(same).cloned().collect()
+    };
     let convert = |object: &Value, api_version: &str| {
+        let others = others.get_or_init(find);
         let target = others.iter().find(|r| &*r.api_version == api_version)?;
         let source = others.iter().find(|r| &*r.api_version == str_at(object, &["apiVersion"]))?;
         parse_api_version(api_version)?;
@@ -98,7 +103,21 @@ fn with_manager<T>(
     work(&manager, &empty)
 }
 
-/// Records in an object's `managedFields` (hub version) what changes from `live` and by whom.
+/// An object of the hub version as the request's version shows it; not copied where that is the same.
+pub fn shown<'v>(endpoint: &Endpoint, object: &'v Value) -> Cow<'v, Value> {
+    if is_hub(&endpoint.resource, endpoint) {
+        Cow::Borrowed(object)
+    } else {
+        Cow::Owned(versioned(endpoint, object))
+    }
+}
+
+fn is_hub(resource: &Resource, endpoint: &Endpoint) -> bool {
+    resource.same_as_hub() && resource.api_version == endpoint.hub.api_version
+}
+
+/// Records in an object's `managedFields` what changes from `live` and by whom. Both are in the hub version, with
+/// `apiVersion` and `kind`.
 pub fn track(
     scheme: &Scheme,
     endpoint: &Endpoint,
@@ -109,13 +128,13 @@ pub fn track(
 ) -> Value {
     let resource = &endpoint.resource;
     // An object that is in the version of the request already need not be copied.
-    let is_hub = resource.same_as_hub() && resource.api_version == endpoint.hub.api_version;
+    let is_hub = is_hub(resource, endpoint);
     let mut shown = if is_hub { std::mem::take(&mut object) } else { object.clone() };
     let empties = if is_hub { Empties::of(&shown) } else { Empties::default() };
     resource.from_hub(&mut shown);
     let entries = with_manager(scheme, resource, subresource, |m, empty| {
-        let live = live.map(|l| versioned(endpoint, l));
-        m.update(live.as_ref().unwrap_or(empty), &shown, manager)
+        let live = live.map_or(Cow::Borrowed(empty), |live| self::shown(endpoint, live));
+        m.update(&live, &shown, manager)
     });
     if is_hub {
         empties.restore(&mut shown);

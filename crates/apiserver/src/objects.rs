@@ -108,7 +108,7 @@ impl Objects for ServerObjects {
             Target { endpoint: &endpoint, namespace, context: &context, special: self.special(), raw: None };
         let mut object = endpoint
             .hub
-            .decode_value(fields::typed(&endpoint, &object))
+            .decode_value(fields::typed(&endpoint, Arc::new(object)))
             .map_err(|e| Status::internal(format!("{resource}: {e}")))?
             .object;
         endpoint.hub.to_hub(&mut object, &context);
@@ -142,7 +142,7 @@ impl Objects for ServerObjects {
                 }
                 return Err(Status::not_found(group, resource, name));
             };
-            let old = fields::typed(&endpoint, &current.object());
+            let old = fields::typed(&endpoint, current.object());
             let step = async {
                 let mut object = old.clone();
                 change(&mut object)?;

@@ -1,6 +1,7 @@
 //! Consistent reads from memory: the store's revision, asked once for all who wait at that moment.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use futures::FutureExt;
 use futures::future::{BoxFuture, Shared};
@@ -9,13 +10,19 @@ use pilothouse_store::{Error, Store};
 
 type Question = Shared<BoxFuture<'static, Result<u64, Error>>>;
 
+/// With so many readers of one question there is load: the next question waits a moment for more of them.
+const CROWD: usize = 4;
+/// How long it waits.
+const GATHER: Duration = Duration::from_millis(1);
+
 /// Asks the store for its revision, for many readers at once.
 pub struct Fresh {
     store: Arc<dyn Store>,
-    /// The question that has not been put to the store yet: whoever comes now may join it.
-    open: Arc<Mutex<Option<Question>>>,
-    /// Held while a question is with the store.
-    asking: Arc<tokio::sync::Mutex<()>>,
+    /// The question that has not been put to the store yet, with the number of its readers: whoever comes now may
+    /// join it.
+    open: Arc<Mutex<Option<(Question, usize)>>>,
+    /// Held while a question is with the store: how many readers the last one had.
+    asking: Arc<tokio::sync::Mutex<usize>>,
 }
 
 impl Fresh {
@@ -28,19 +35,25 @@ impl Fresh {
     pub async fn revision(&self) -> Result<u64, Error> {
         let question = {
             let mut open = self.open.lock();
-            match &*open {
-                Some(question) => question.clone(),
+            match &mut *open {
+                Some((question, readers)) => {
+                    *readers += 1;
+                    question.clone()
+                }
                 None => {
                     let (store, slot, asking) = (self.store.clone(), self.open.clone(), self.asking.clone());
                     let question = async move {
-                        let _turn = asking.lock().await;
+                        let mut last = asking.lock().await;
+                        if *last >= CROWD {
+                            tokio::time::sleep(GATHER).await;
+                        }
                         // From here on the answer may be older than a newcomer's question.
-                        slot.lock().take();
+                        *last = slot.lock().take().map_or(0, |(_, readers)| readers);
                         store.revision().await
                     }
                     .boxed()
                     .shared();
-                    *open = Some(question.clone());
+                    *open = Some((question.clone(), 1));
                     question
                 }
             }
@@ -70,6 +83,12 @@ mod tests {
             assert_eq!(r.await.unwrap().unwrap(), 1);
         }
         assert!(store.revisions_asked.load(Ordering::Relaxed) <= 3);
+        // One after the other, each asks by itself: nobody waits for company.
+        for _ in 0..CROWD {
+            let asked = store.revisions_asked.load(Ordering::Relaxed);
+            fresh.revision().await.unwrap();
+            assert_eq!(store.revisions_asked.load(Ordering::Relaxed), asked + 1);
+        }
         // A question that its reader gave up does not block the next ones.
         let gone = fresh.clone();
         drop(Box::pin(async move { gone.revision().await }));

@@ -69,7 +69,8 @@ pub async fn run(call: &Call, object: Value, options: &WriteOptions, kind: &str)
     let made_up = str_at(&object, &["metadata", "name"]).is_empty();
     let mut tries = if made_up { NAMES } else { 1 };
     loop {
-        let mut candidate = object.clone();
+        // A name that has been made up may have to be made up once more.
+        let mut candidate = if made_up { object.clone() } else { std::mem::take(&mut object) };
         lifecycle::before_create(target, Some(&call.context.user), &mut candidate)?;
         request.object = candidate;
         if request.name.is_empty() {

@@ -112,16 +112,17 @@ pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Del
             }
             return Err(call.not_found_named(name));
         };
-        let old = current.object();
+        let mut old = fields::typed(endpoint, current.object());
         let step = async {
             preconditions(endpoint, name, &old, options)?;
             if !admitted {
                 let mut request =
                     call.admission(Operation::Delete, name, options.to_value(), options.dry_run);
-                request.old_object = fields::typed(endpoint, &old);
+                request.old_object = old;
                 call.admit(&mut request).await?;
                 call.validate(&request).await?;
                 admitted = true;
+                old = request.old_object;
             }
             let plan = plan(endpoint, &old, options);
             carry_out(&mut attempt, &current, plan, options.dry_run).await
@@ -215,15 +216,19 @@ pub fn plan(endpoint: &Endpoint, old: &Value, options: &DeleteOptions) -> Plan {
             Plan::Write { object, then_delete: seconds == 0 && !kept }
         }
         Grace::None => {
+            let kept = finalizers
+                .as_ref()
+                .and_then(Value::as_array)
+                .map_or_else(|| list_at(old, &["metadata", "finalizers"]).len(), Vec::len);
+            if kept == 0 {
+                return Plan::Delete;
+            }
             let mut object = old.clone();
             if let Some(f) = finalizers {
                 set(&mut object, &["metadata", "finalizers"], f);
             }
-            if !list_at(&object, &["metadata", "finalizers"]).is_empty() {
-                lifecycle::mark_deleting(&mut object);
-                return Plan::Write { object, then_delete: false };
-            }
-            Plan::Delete
+            lifecycle::mark_deleting(&mut object);
+            Plan::Write { object, then_delete: false }
         }
     }
 }

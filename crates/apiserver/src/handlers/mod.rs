@@ -87,7 +87,7 @@ impl Call {
         }
     }
 
-    /// Records in an object's `managedFields` what changes from `live` (both hub version) and by whom.
+    /// Records in an object's `managedFields` what changes from `live` (both hub version, with their types) and by whom.
     pub fn track(&self, live: Option<&Value>, object: Value, manager: &str) -> Value {
         fields::track(&self.state.registry.scheme(), &self.endpoint, self.subresource, live, object, manager)
     }

@@ -1,7 +1,5 @@
 //! `patch`: JSON patch, merge patch, strategic merge patch, apply.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use http::{StatusCode, header};
 use pilothouse_api::{apply, patch};
@@ -12,7 +10,6 @@ use serde_json::Value;
 use super::update::{Step, change};
 use super::{Call, create};
 use crate::cache::entry::Entry;
-use crate::encode::versioned;
 use crate::fields;
 use crate::json::{remove, set, str_at};
 use crate::negotiate::unknown_format;
@@ -137,15 +134,16 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
             return encoder.object(StatusCode::CREATED, &made);
         };
         let step = async {
+            let old = fields::typed(&call.endpoint, current.object());
             let object = if patch.is_apply() {
-                let applied = apply_to(call, Some(&current), &patch, &options, &manager)?;
-                keep_raw(call, &current, &applied);
+                let applied = apply_to(call, Some(&old), &patch, &options, &manager)?;
+                keep_raw(call, &current, &old, &applied);
                 applied
             } else {
-                let object = patched(call, &current, &patch, &options)?;
-                call.track(Some(&current.object()), object, &manager)
+                let object = patched(call, &old, &patch, &options)?;
+                call.track(Some(&old), object, &manager)
             };
-            change(call, &mut attempt, &current, object, &options, "PatchOptions").await
+            change(call, &mut attempt, &current, old, object, &options, "PatchOptions").await
         };
         match step.await {
             Ok(Step::Done(done)) => return encoder.object(StatusCode::OK, &done),
@@ -166,7 +164,7 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
 }
 
 /// An apply that changes nothing but who owns what leaves the object as it is, to the byte.
-fn keep_raw(call: &Call, current: &Entry, applied: &Value) {
+fn keep_raw(call: &Call, current: &Entry, old: &Value, applied: &Value) {
     let Some(field) = raw::field(&call.endpoint) else { return };
     let owned = |object: &Value| {
         let mut object = object.clone();
@@ -175,29 +173,30 @@ fn keep_raw(call: &Call, current: &Entry, applied: &Value) {
         remove(&mut object, &["metadata", "managedFields"]);
         object
     };
-    let same = owned(&current.object()) == owned(applied);
+    let same = owned(old) == owned(applied);
     *call.raw.lock() = if same { raw::member(current.body(), field) } else { None };
 }
 
 /// What a patch makes of the current object, in the hub version and with its defaults.
-fn patched(
-    call: &Call,
-    current: &Arc<Entry>,
-    patch: &Patch,
-    options: &WriteOptions,
-) -> Result<Value, Status> {
-    let before = versioned(&call.endpoint, &current.object());
-    let after = patch.patched(call, &before)?;
-    decode(call, after, options.field_validation)
+fn patched(call: &Call, old: &Value, patch: &Patch, options: &WriteOptions) -> Result<Value, Status> {
+    let before = fields::shown(&call.endpoint, old);
+    decode(call, || patch.patched(call, &before), options.field_validation)
 }
 
-/// Reads a patched document as an object; 422 where it is none.
-pub fn decode(call: &Call, document: Value, validation: FieldValidation) -> Result<Value, Status> {
-    let shown = document.to_string();
-    let decoded = call.endpoint.resource.decode_value(document).map_err(|e| {
-        let error = field::invalid(&Path::new("patch"), shown, &e.message);
-        Status::invalid("", "", "", &vec![error])
-    })?;
+/// Reads a patched document as an object; 422 where it is none. The document is made once more where the answer has
+/// to show it: to keep a copy would cost every request.
+fn decode(
+    call: &Call,
+    document: impl Fn() -> Result<Value, Status>,
+    validation: FieldValidation,
+) -> Result<Value, Status> {
+    let decoded = match call.endpoint.resource.decode_value(document()?) {
+        Ok(decoded) => decoded,
+        Err(e) => {
+            let error = field::invalid(&Path::new("patch"), document()?.to_string(), &e.message);
+            return Err(Status::invalid("", "", "", &vec![error]));
+        }
+    };
     call.field_faults(validation, decoded.faults, &decoded.object)?;
     Ok(fields::complete(call, decoded.object))
 }
@@ -205,14 +204,14 @@ pub fn decode(call: &Call, document: Value, validation: FieldValidation) -> Resu
 /// What an apply makes of the current object (or of none), in the hub version and with its defaults.
 fn apply_to(
     call: &Call,
-    current: Option<&Arc<Entry>>,
+    old: Option<&Value>,
     patch: &Patch,
     options: &WriteOptions,
     manager: &str,
 ) -> Result<Value, Status> {
     let endpoint = &call.endpoint;
     let config = patch.config.as_ref().unwrap_or(&Value::Null);
-    let live = current.map(|e| versioned(endpoint, &e.object()));
+    let live = old.map(|old| fields::shown(endpoint, old));
     let name = str_at(config, &["metadata", "name"]);
     if !name.is_empty() && name != call.name() {
         return Err(Status::bad_request(format!(
@@ -220,10 +219,13 @@ fn apply_to(
             call.name()
         )));
     }
-    let mut merged = fields::apply(call, live.as_ref(), config, manager, options.force == Some(true))?;
-    if str_at(&merged, &["metadata", "name"]).is_empty() {
-        set(&mut merged, &["metadata", "name"], call.name());
-    }
+    let merged = || {
+        let mut merged = fields::apply(call, live.as_deref(), config, manager, options.force == Some(true))?;
+        if str_at(&merged, &["metadata", "name"]).is_empty() {
+            set(&mut merged, &["metadata", "name"], call.name());
+        }
+        Ok(merged)
+    };
     decode(call, merged, options.field_validation)
 }
 

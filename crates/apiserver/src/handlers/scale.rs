@@ -139,12 +139,12 @@ async fn write(
             }
             return Err(call.not_found());
         };
-        let old = current.object();
+        let old = fields::typed(endpoint, current.object());
         let step = async {
             let before = scale_of(call, &old)?;
             let scale = next(&before)?;
             check(call, &scale)?;
-            let mut object = fields::typed(endpoint, &old);
+            let mut object = old.clone();
             match endpoint.resource.as_custom() {
                 Some(custom) => custom.apply_scale(&mut object, &scale)?,
                 None => kinds::apply(&endpoint.hub.group, &endpoint.hub.plural, &mut object, &scale)?,
@@ -152,7 +152,7 @@ async fn write(
             let version = str_at(&scale, &["metadata", "resourceVersion"]).to_string();
             set(&mut object, &["metadata", "resourceVersion"], json!(version));
             let object = call.track(Some(&old), object, &manager);
-            change(call, &mut attempt, &current, object, options, kind).await
+            change(call, &mut attempt, &current, old, object, options, kind).await
         };
         match step.await {
             Ok(Step::Done(done)) => return answer(call, &scale_of(call, &done.value())?),

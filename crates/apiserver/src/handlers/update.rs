@@ -34,20 +34,17 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
     loop {
         let step = async {
             let current = attempt.current().cloned();
-            let found = current.as_ref().map(|e| str_at(&e.object(), &["metadata", "uid"]).to_string());
+            let old = current.as_ref().map(|e| fields::typed(&call.endpoint, e.object()));
+            let found = old.as_ref().map_or("", |old| str_at(old, &["metadata", "uid"]));
             let full = call.endpoint.storage.full_key(&key);
-            lifecycle::check_uid(
-                &call.endpoint,
-                &full,
-                call.name(),
-                &wanted_uid,
-                found.as_deref().unwrap_or(""),
-            )?;
-            match current {
+            lifecycle::check_uid(&call.endpoint, &full, call.name(), &wanted_uid, found)?;
+            match current.zip(old) {
                 None => Ok(None),
-                Some(current) => {
-                    let tracked = call.track(Some(&current.object()), object.clone(), &manager);
-                    change(call, &mut attempt, &current, tracked, &options, "UpdateOptions").await.map(Some)
+                Some((current, old)) => {
+                    let tracked = call.track(Some(&old), object.clone(), &manager);
+                    change(call, &mut attempt, &current, old, tracked, &options, "UpdateOptions")
+                        .await
+                        .map(Some)
                 }
             }
         };
@@ -113,20 +110,21 @@ fn validates_first(call: &Call) -> bool {
         && &*call.endpoint.hub.plural == "services"
 }
 
-/// Admission, preparation, validation and storage of a changed object (hub version), computed from `current`.
+/// Admission, preparation, validation and storage of a changed object, computed from `current`, which `old` is. Both
+/// are in the hub version.
 pub async fn change(
     call: &Call,
     attempt: &mut Attempt,
-    current: &Arc<Entry>,
+    current: &Entry,
+    old: Value,
     object: Value,
     options: &WriteOptions,
     kind: &str,
 ) -> Result<Step, Status> {
     let endpoint = &call.endpoint;
-    let old = fields::typed(endpoint, &current.object());
     let mut request = call.admission(Operation::Update, call.name(), options.to_value(kind), options.dry_run);
     request.object = object;
-    request.old_object = old.clone();
+    request.old_object = old;
     call.admit(&mut request).await?;
     let mut object = std::mem::take(&mut request.object);
     for warning in lifecycle::deduplicate_owners(&mut object) {
@@ -135,18 +133,19 @@ pub async fn change(
     let context = call.kind_context();
     let raw = call.raw.lock().clone();
     let target = call.target(&context, raw.as_deref());
+    let old = &request.old_object;
     if validates_first(call) {
-        lifecycle::before_update(target, &mut object, &old)?;
-        lifecycle::check_version(target, &mut object, &old)?;
+        lifecycle::before_update(target, &mut object, old)?;
+        lifecycle::check_version(target, &mut object, old)?;
     } else {
-        lifecycle::check_version(target, &mut object, &old)?;
-        lifecycle::before_update(target, &mut object, &old)?;
+        lifecycle::check_version(target, &mut object, old)?;
+        lifecycle::before_update(target, &mut object, old)?;
     }
     raw::check(endpoint, current, &object, raw.as_deref())?;
     request.object = object;
     call.validate(&request).await?;
     let object = std::mem::take(&mut request.object);
-    commit(target, attempt, &old, object, options.dry_run).await
+    commit(target, attempt, &request.old_object, object, options.dry_run).await
 }
 
 /// Stores a checked object in place of `old`, or deletes it where the change was its end.

@@ -88,9 +88,8 @@ fn is_counted(r: &AdmissionRequest) -> bool {
     }
 }
 
-/// The quotas that a request is charged to.
-fn quotas(r: &AdmissionRequest, objects: &dyn Objects, cost: &Amounts) -> Vec<Arc<Value>> {
-    let mut all = objects.list("", "resourcequotas", &r.namespace);
+/// Those of a namespace's quotas that a request is charged to.
+fn charged(mut all: Vec<Arc<Value>>, r: &AdmissionRequest, cost: &Amounts) -> Vec<Arc<Value>> {
     all.retain(|q| {
         let hard = amounts(get(q, &["status", "hard"]));
         scopes::counts(q, &r.resource, &r.object)
@@ -110,11 +109,15 @@ impl Plugin for ResourceQuota {
         if !is_counted(r) {
             return Ok(());
         }
+        let quotas = objects.list("", "resourcequotas", &r.namespace);
+        if quotas.is_empty() {
+            return Ok(());
+        }
         let cost = usage::increase(&r.group, &r.resource, &r.object, &r.old_object);
         if cost.is_empty() {
             return Ok(());
         }
-        let quotas = quotas(r, objects, &cost);
+        let quotas = charged(quotas, r, &cost);
         for q in &quotas {
             let hard = amounts(get(q, &["status", "hard"]));
             let unstated = if r.resource == "pods" { usage::unstated(&r.object, &hard) } else { Vec::new() };
@@ -134,13 +137,13 @@ impl Plugin for ResourceQuota {
         if r.dry_run {
             return Ok(());
         }
-        let mut charged: Vec<&str> = Vec::new();
+        let mut done: Vec<&str> = Vec::new();
         for q in &quotas {
             let name = str_at(q, &["metadata", "name"]);
             let change = |q: &mut Value| charge(q, &cost).map_err(|why| super::forbidden(r, why));
             if let Err(e) = objects.update("", "resourcequotas", "status", &r.namespace, name, &change).await
             {
-                for name in charged {
+                for name in done {
                     let back = |q: &mut Value| {
                         refund(q, &cost);
                         Ok(())
@@ -153,7 +156,7 @@ impl Plugin for ResourceQuota {
                 }
                 return Err(e);
             }
-            charged.push(name);
+            done.push(name);
         }
         Ok(())
     }
