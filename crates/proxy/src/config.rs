@@ -168,17 +168,16 @@ impl Config {
                 v => with_port(v, default).map(Some).ok_or_else(|| format!("{name}: {v:?} is no address")),
             }
         };
-        let cidr = |name: &str, v: &str| -> Result<Option<IpNet>, String> {
-            match v {
-                "" => Ok(None),
-                // Of a pair of families the IPv4 one counts here.
-                v => v
-                    .split(',')
-                    .next()
-                    .unwrap_or(v)
-                    .parse()
-                    .map(Some)
-                    .map_err(|e| format!("{name} {v:?}: {e}")),
+        // One network, or one of each family.
+        let cidrs = |name: &str, v: &str| -> Result<Vec<IpNet>, String> {
+            let list = v.split(',').map(str::trim).filter(|c| !c.is_empty());
+            let nets: Vec<IpNet> = list
+                .map(|c| c.parse().map_err(|e| format!("{name} {v:?}: {e}")))
+                .collect::<Result<_, _>>()?;
+            match nets.as_slice() {
+                [] | [_] => Ok(nets),
+                [a, b] if a.addr().is_ipv4() != b.addr().is_ipv4() => Ok(nets),
+                _ => Err(format!("{name} {v:?}: more than one of a family")),
             }
         };
         let cleanup = flags.bool("cleanup");
@@ -213,8 +212,11 @@ impl Config {
                 "127.0.0.1:10249",
             )?,
             rules: rules::Options {
-                cluster_cidr: cidr("clusterCIDR", &file.cluster_cidr)?,
-                service_cidr: cidr("--service-cluster-ip-range", &flags.string("service-cluster-ip-range"))?,
+                cluster_cidrs: cidrs("clusterCIDR", &file.cluster_cidr)?,
+                service_cidrs: cidrs(
+                    "--service-cluster-ip-range",
+                    &flags.string("service-cluster-ip-range"),
+                )?,
                 masquerade_all: file.iptables.masquerade_all,
                 node_port_addresses,
             },
@@ -338,5 +340,9 @@ mod tests {
         assert!(config(&[]).unwrap_err().contains("kubeconfig"));
         let e = config(&["--kubeconfig=/k", "--cluster-cidr=10.244.0.0/99"]).unwrap_err();
         assert!(e.contains("clusterCIDR"), "{e}");
+        let e = config(&["--kubeconfig=/k", "--cluster-cidr=10.244.0.0/16,10.245.0.0/16"]).unwrap_err();
+        assert!(e.contains("more than one of a family"), "{e}");
+        let c = config(&["--kubeconfig=/k", "--cluster-cidr=10.244.0.0/16,fd01::/64"]).unwrap();
+        assert_eq!(c.rules.cluster_cidrs.len(), 2);
     }
 }

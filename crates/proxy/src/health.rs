@@ -3,7 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::convert::Infallible;
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,6 +17,7 @@ use parking_lot::Mutex;
 use pilothouse_component_base::signals::{Stop, Stopper};
 use tokio::net::TcpListener;
 
+use crate::family::Family;
 use crate::model::ServiceEntry;
 
 /// What one port answers.
@@ -54,8 +55,12 @@ pub fn wanted(services: &[Arc<Service>], model: &[ServiceEntry]) -> BTreeMap<u16
         let namespace = service.metadata.namespace.clone().unwrap_or_default();
         let name = service.metadata.name.clone().unwrap_or_default();
         let prefix = format!("{namespace}/{name}:");
-        let entries = model.iter().filter(|e| e.id.starts_with(&prefix));
-        let local: BTreeSet<Ipv4Addr> =
+        // A pod with an address of each family is one.
+        let Some(first) = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok()).map(Family::of) else {
+            continue;
+        };
+        let entries = model.iter().filter(|e| e.family() == first && e.id.starts_with(&prefix));
+        let local: BTreeSet<IpAddr> =
             entries.flat_map(|e| &e.backends).filter(|b| b.local).map(|b| b.ip).collect();
         checks.insert(port, HealthCheck { namespace, name, local: local.len() });
     }
@@ -86,7 +91,12 @@ impl Servers {
                 *server.check.lock() = check;
                 continue;
             }
-            let listener = match TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await {
+            // One socket for both families, where the machine has both.
+            let bound = match TcpListener::bind((Ipv6Addr::UNSPECIFIED, port)).await {
+                Err(_) => TcpListener::bind((Ipv4Addr::UNSPECIFIED, port)).await,
+                bound => bound,
+            };
+            let listener = match bound {
                 Ok(l) => l,
                 Err(e) => {
                     let HealthCheck { namespace, name, .. } = &check;
@@ -145,7 +155,7 @@ mod tests {
         ServiceEntry {
             id: id.into(),
             protocol: "tcp".into(),
-            cluster_ip: Ipv4Addr::new(10, 0, 0, 1),
+            cluster_ip: [10, 0, 0, 1].into(),
             port: 80,
             node_port: 0,
             external_ips: BTreeSet::new(),
@@ -156,7 +166,7 @@ mod tests {
             internal_local: false,
             backends: backends
                 .iter()
-                .map(|(n, local)| Backend { ip: Ipv4Addr::new(10, 1, 0, *n), port: 80, local: *local })
+                .map(|(n, local)| Backend { ip: [10, 1, 0, *n].into(), port: 80, local: *local })
                 .collect(),
         }
     }
@@ -164,7 +174,7 @@ mod tests {
     #[test]
     fn addresses_of_this_node_are_counted_once() {
         let service: Service = serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "n"},
-            "spec": {"type": "LoadBalancer", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000}}))
+            "spec": {"type": "LoadBalancer", "clusterIP": "10.0.0.1", "externalTrafficPolicy": "Local", "healthCheckNodePort": 31000}}))
         .unwrap();
         let model = [
             entry("n/s:a", &[(1, true), (2, true), (3, false)]),

@@ -25,6 +25,7 @@ use tokio::process::Command;
 
 use self::kernel::Ipvs;
 use self::plan::{Change, Key, Plan, Protocol, VirtualServer};
+use crate::family::Family;
 use crate::model::ServiceEntry;
 use crate::proxier::Synced;
 use crate::{nft, rules as nft_rules};
@@ -80,7 +81,7 @@ pub struct Proxier {
     options: Options,
     rules: nft_rules::Options,
     ipvs: Arc<Mutex<Ipvs>>,
-    programmed: Option<nft_rules::RuleSet>,
+    tables: nft::Tables,
     /// When all was compared the last time, nft's table included.
     whole: Instant,
 }
@@ -102,33 +103,24 @@ impl Proxier {
         ipvs.set_timeouts(options.tcp_timeout, options.tcp_fin_timeout, options.udp_timeout)
             .context("IPVS timeouts")?;
         let ipvs = Arc::new(Mutex::new(ipvs));
-        Ok(Proxier { options, rules, ipvs, programmed: None, whole: Instant::now() })
+        Ok(Proxier { options, rules, ipvs, tables: nft::Tables::default(), whole: Instant::now() })
     }
 
     /// Brings the kernel to what `services` ask for. What can be done is done also where something cannot; then the
     /// error names the first that failed.
     pub async fn sync(&mut self, services: &[ServiceEntry]) -> anyhow::Result<Synced> {
         if self.whole.elapsed() >= self.options.sync_period {
-            // Another may have changed the table.
-            self.programmed = None;
+            // Another may have changed the tables.
+            self.tables.doubt();
+            self.whole = Instant::now();
         }
         device::ensure().await?;
         let addresses = device::addresses().context("the node's addresses")?;
         let node_ports = addresses.node_ports(&self.rules.node_port_addresses);
         let desired = desired::desired(services, &addresses.own, &node_ports, &self.options.scheduler);
 
-        let wanted = rules::render(services, &desired.addresses, &self.rules);
-        let script = nft::script(self.programmed.as_ref(), &wanted);
-        if !script.is_empty() {
-            if self.programmed.is_none() {
-                self.whole = Instant::now();
-            }
-            let old = self.programmed.take();
-            nft::apply(&script).await?;
-            let stale = old.map(|o| o.udp_backends_gone(&wanted)).unwrap_or_default();
-            self.programmed = Some(wanted);
-            nft::forget_connections(&stale).await;
-        }
+        let wanted = Family::ALL.map(|f| rules::render(services, &desired.addresses, &self.rules, f));
+        let masquerades = self.tables.program(wanted.into()).await?;
 
         let (ipvs, excluded) = (self.ipvs.clone(), self.options.exclude_cidrs.clone());
         let servers = desired.servers;
@@ -145,7 +137,7 @@ impl Proxier {
         }
         let bound = desired.addresses != addresses.bound;
         Ok(Synced {
-            changed: bound || !script.is_empty() || !plan.changes.is_empty(),
+            changed: bound || masquerades || !plan.changes.is_empty(),
             again: Some(if plan.draining {
                 DRAIN.min(self.options.sync_period)
             } else {

@@ -5,6 +5,7 @@
 //! something between. In mode `ipvs`, on a kernel that has IPVS, services are virtual servers instead ([`ipvs`]).
 
 pub mod config;
+pub mod family;
 pub mod health;
 pub mod ipvs;
 pub mod model;

@@ -1,25 +1,27 @@
 //! What the API says about services, in the form that rules are made from.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::sync::Arc;
 
 use k8s_openapi::api::core::v1::{Service, ServicePort};
 use kube::api::DynamicObject;
 use serde_json::Value;
 
+use crate::family::Family;
+
 /// A pod's address and port behind a service.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Backend {
     /// Address.
-    pub ip: Ipv4Addr,
+    pub ip: IpAddr,
     /// Port.
     pub port: u16,
     /// Whether it is on this node.
     pub local: bool,
 }
 
-/// One port of one service.
+/// One port of one service, in one family of addresses.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct ServiceEntry {
     /// `namespace/name:port`.
@@ -27,15 +29,15 @@ pub struct ServiceEntry {
     /// `tcp`, `udp`, `sctp`.
     pub protocol: String,
     /// The service's own address.
-    pub cluster_ip: Ipv4Addr,
+    pub cluster_ip: IpAddr,
     /// Its port.
     pub port: u16,
     /// Port on every node, 0 for none.
     pub node_port: u16,
     /// External addresses.
-    pub external_ips: BTreeSet<Ipv4Addr>,
+    pub external_ips: BTreeSet<IpAddr>,
     /// The load balancer's addresses.
-    pub ingress_ips: BTreeSet<Ipv4Addr>,
+    pub ingress_ips: BTreeSet<IpAddr>,
     /// Who may use the load balancer addresses; empty for all.
     pub source_ranges: Vec<String>,
     /// A client stays with its backend for so many seconds; 0 for not.
@@ -49,20 +51,26 @@ pub struct ServiceEntry {
 }
 
 impl ServiceEntry {
+    /// Whose addresses it has.
+    pub fn family(&self) -> Family {
+        Family::of(self.cluster_ip)
+    }
+
     /// External and load balancer addresses.
-    pub fn outside_addresses(&self) -> impl Iterator<Item = Ipv4Addr> {
+    pub fn outside_addresses(&self) -> impl Iterator<Item = IpAddr> {
         self.external_ips.union(&self.ingress_ips).copied().filter(|ip| *ip != self.cluster_ip)
     }
 }
 
-/// Builds the model. IPv4 only.
+/// Builds the model.
 pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &str) -> Vec<ServiceEntry> {
-    let mut by_service: BTreeMap<String, Vec<&DynamicObject>> = BTreeMap::new();
+    let mut by_service: BTreeMap<(String, Family), Vec<&DynamicObject>> = BTreeMap::new();
     for slice in slices {
         let name = slice.metadata.labels.as_ref().and_then(|l| l.get("kubernetes.io/service-name"));
-        if let (Some(name), Some("IPv4")) = (name, slice.data["addressType"].as_str()) {
+        let family = Family::ALL.into_iter().find(|f| slice.data["addressType"].as_str() == Some(f.name()));
+        if let (Some(name), Some(family)) = (name, family) {
             let namespace = slice.metadata.namespace.as_deref().unwrap_or_default();
-            by_service.entry(format!("{namespace}/{name}")).or_default().push(slice);
+            by_service.entry((format!("{namespace}/{name}"), family)).or_default().push(slice);
         }
     }
     let mut entries = Vec::new();
@@ -74,18 +82,21 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &st
             meta.name.as_deref().unwrap_or_default()
         );
         let spec = service.spec.clone().unwrap_or_default();
-        let Some(cluster_ip) = spec.cluster_ip.as_deref().and_then(|ip| ip.parse().ok()) else { continue };
+        // The first of the addresses is also there alone, and was before services could have two.
+        let more = spec.cluster_ips.iter().flatten().skip(1);
+        let cluster_ips: Vec<IpAddr> =
+            spec.cluster_ip.iter().chain(more).filter_map(|ip| ip.parse().ok()).collect();
         if spec.type_.as_deref() == Some("ExternalName") {
             continue;
         }
         let ingress = service.status.iter().filter_map(|s| s.load_balancer.as_ref());
         // A balancer that is a proxy itself wants its traffic to go through it, from inside too.
-        let ingress_ips: BTreeSet<Ipv4Addr> = ingress
+        let ingress_ips: BTreeSet<IpAddr> = ingress
             .flat_map(|l| l.ingress.iter().flatten())
             .filter(|i| i.ip_mode.as_deref() != Some("Proxy"))
             .filter_map(|i| i.ip.as_deref()?.parse().ok())
             .collect();
-        let external_ips: BTreeSet<Ipv4Addr> =
+        let external_ips: BTreeSet<IpAddr> =
             spec.external_ips.iter().flatten().filter_map(|ip| ip.parse().ok()).collect();
         let affinity_seconds = if spec.session_affinity.as_deref() == Some("ClientIP") {
             let config = spec.session_affinity_config.as_ref().and_then(|c| c.client_ip.as_ref());
@@ -93,26 +104,32 @@ pub fn build(services: &[Arc<Service>], slices: &[Arc<DynamicObject>], node: &st
         } else {
             0
         };
-        for port in spec.ports.iter().flatten() {
-            let name = port.name.clone().unwrap_or_default();
-            let slices = by_service.get(&key).map(Vec::as_slice).unwrap_or_default();
-            entries.push(ServiceEntry {
-                id: format!("{key}:{name}"),
-                protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()).to_lowercase(),
-                cluster_ip,
-                port: number(port.port),
-                node_port: port.node_port.map(number).unwrap_or(0),
-                external_ips: external_ips.clone(),
-                ingress_ips: ingress_ips.clone(),
-                source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
-                affinity_seconds,
-                external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
-                internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
-                backends: backends(slices, port, node),
-            });
+        for cluster_ip in cluster_ips {
+            let family = Family::of(cluster_ip);
+            let of_family = |ips: &BTreeSet<IpAddr>| {
+                ips.iter().copied().filter(|ip| Family::of(*ip) == family).collect::<BTreeSet<_>>()
+            };
+            let slices = by_service.get(&(key.clone(), family)).map(Vec::as_slice).unwrap_or_default();
+            for port in spec.ports.iter().flatten() {
+                let name = port.name.clone().unwrap_or_default();
+                entries.push(ServiceEntry {
+                    id: format!("{key}:{name}"),
+                    protocol: port.protocol.clone().unwrap_or_else(|| "TCP".into()).to_lowercase(),
+                    cluster_ip,
+                    port: number(port.port),
+                    node_port: port.node_port.map(number).unwrap_or(0),
+                    external_ips: of_family(&external_ips),
+                    ingress_ips: of_family(&ingress_ips),
+                    source_ranges: spec.load_balancer_source_ranges.clone().unwrap_or_default(),
+                    affinity_seconds,
+                    external_local: spec.external_traffic_policy.as_deref() == Some("Local"),
+                    internal_local: spec.internal_traffic_policy.as_deref() == Some("Local"),
+                    backends: backends(slices, port, node),
+                });
+            }
         }
     }
-    entries.sort_by(|a, b| a.id.cmp(&b.id).then(a.protocol.cmp(&b.protocol)));
+    entries.sort_by(|a, b| (&a.id, &a.protocol, a.cluster_ip).cmp(&(&b.id, &b.protocol, b.cluster_ip)));
     entries
 }
 
@@ -184,9 +201,32 @@ mod tests {
         let model = build(&services, &slices, "n1");
         assert_eq!(model.len(), 1);
         assert_eq!((model[0].id.as_str(), model[0].node_port), ("ns/s:web", 30080));
-        assert_eq!(
-            model[0].backends,
-            [Backend { ip: Ipv4Addr::new(10, 244, 0, 2), port: 8080, local: true }]
-        );
+        assert_eq!(model[0].backends, [Backend { ip: [10, 244, 0, 2].into(), port: 8080, local: true }]);
+    }
+
+    #[test]
+    fn a_service_of_two_families_is_two() {
+        let service: Service = serde_json::from_value(json!({"metadata": {"name": "s", "namespace": "ns"},
+            "spec": {"clusterIP": "fd00::7", "clusterIPs": ["fd00::7", "10.0.0.7"], "ports": [{"port": 80}],
+                "externalIPs": ["192.0.2.1", "2001:db8::1"]},
+            "status": {"loadBalancer": {"ingress": [
+                {"ip": "192.0.2.2", "ipMode": "Proxy"}, {"ip": "192.0.2.3"}, {"hostname": "h"}]}}}))
+        .unwrap();
+        let slice = |kind: &str, ip: &str| {
+            let slice = json!({"metadata": {"name": kind, "namespace": "ns",
+                "labels": {"kubernetes.io/service-name": "s"}}, "addressType": kind,
+                "ports": [{"name": "", "port": 8080, "protocol": "TCP"}], "endpoints": [{"addresses": [ip]}]});
+            Arc::new(serde_json::from_value::<DynamicObject>(slice).unwrap())
+        };
+        let slices = [slice("IPv4", "10.244.0.2"), slice("IPv6", "fd01::2"), slice("FQDN", "a.example")];
+        let entries = build(&[Arc::new(service)], &slices, "n1");
+        let texts: Vec<String> = entries
+            .iter()
+            .map(|e| {
+                let outside: Vec<String> = e.outside_addresses().map(|ip| ip.to_string()).collect();
+                format!("{} {} {}", e.cluster_ip, outside.join(","), e.backends[0].ip)
+            })
+            .collect();
+        assert_eq!(texts, ["10.0.0.7 192.0.2.1,192.0.2.3 10.244.0.2", "fd00::7 2001:db8::1 fd01::2"]);
     }
 }

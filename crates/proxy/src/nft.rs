@@ -1,39 +1,42 @@
-//! The kernel's side: scripts that bring a table from one rule set to another, in one transaction each.
+//! The kernel's side: scripts that bring tables from one rule set to another, in one transaction each.
 
+use std::collections::BTreeMap;
 use std::fmt::Write;
-use std::net::Ipv4Addr;
+use std::net::IpAddr;
 use std::process::Stdio;
 
 use anyhow::{Context, bail};
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::family::Family;
 use crate::rules::{RuleSet, TABLE};
 
 /// The script from `old` to `new`; from nothing, whatever the table may hold, where there is no `old`. Empty where
 /// nothing changes.
 pub fn script(old: Option<&RuleSet>, new: &RuleSet) -> String {
     let mut s = String::new();
+    let ip = new.family.ip();
     let Some(old) = old else {
-        let _ = write!(s, "table ip {TABLE} {{}}\ndelete table ip {TABLE}\nadd table ip {TABLE}\n");
+        let _ = write!(s, "table {ip} {TABLE} {{}}\ndelete table {ip} {TABLE}\nadd table {ip} {TABLE}\n");
         let empty = RuleSet::default();
         for (name, key) in &new.maps {
-            let _ = writeln!(s, "add map ip {TABLE} {name} {{ type {key}; }}");
+            let _ = writeln!(s, "add map {ip} {TABLE} {name} {{ type {key}; }}");
         }
         // Chains before rules: rules refer to chains.
         for (name, rules) in &new.base {
             match rules.first().filter(|r| r.starts_with("type ")) {
                 Some(hook) => {
-                    let _ = writeln!(s, "add chain ip {TABLE} {name} {{ {hook} }}");
+                    let _ = writeln!(s, "add chain {ip} {TABLE} {name} {{ {hook} }}");
                 }
                 None => {
-                    let _ = writeln!(s, "add chain ip {TABLE} {name}");
+                    let _ = writeln!(s, "add chain {ip} {TABLE} {name}");
                 }
             }
         }
         for (name, rules) in &new.base {
             for rule in rules.iter().filter(|r| !r.starts_with("type ")) {
-                let _ = writeln!(s, "add rule ip {TABLE} {name} {rule}");
+                let _ = writeln!(s, "add rule {ip} {TABLE} {name} {rule}");
             }
         }
         change(&mut s, &empty, new);
@@ -45,41 +48,80 @@ pub fn script(old: Option<&RuleSet>, new: &RuleSet) -> String {
 
 /// What services come and go by: sets, chains, elements. Elements are the last to come and the first to go.
 fn change(s: &mut String, old: &RuleSet, new: &RuleSet) {
+    let (ip, address) = (new.family.ip(), new.family.address());
     for (name, timeout) in new.sets.iter().filter(|(n, _)| !old.sets.contains_key(*n)) {
         let _ = writeln!(
             s,
-            "add set ip {TABLE} {name} {{ type ipv4_addr; flags dynamic,timeout; timeout {timeout}s; }}"
+            "add set {ip} {TABLE} {name} {{ type {address}; flags dynamic,timeout; timeout {timeout}s; }}"
         );
     }
     let changed: Vec<_> = new.chains.iter().filter(|(n, rules)| old.chains.get(*n) != Some(rules)).collect();
     for (name, _) in &changed {
-        let _ = writeln!(s, "add chain ip {TABLE} {name}\nflush chain ip {TABLE} {name}");
+        let _ = writeln!(s, "add chain {ip} {TABLE} {name}\nflush chain {ip} {TABLE} {name}");
     }
     for (name, rules) in &changed {
         for rule in *rules {
-            let _ = writeln!(s, "add rule ip {TABLE} {name} {rule}");
+            let _ = writeln!(s, "add rule {ip} {TABLE} {name} {rule}");
         }
     }
     for ((map, key), verdict) in &old.elements {
         if new.elements.get(&(map.clone(), key.clone())) != Some(verdict) {
-            let _ = writeln!(s, "delete element ip {TABLE} {map} {{ {key} }}");
+            let _ = writeln!(s, "delete element {ip} {TABLE} {map} {{ {key} }}");
         }
     }
     for ((map, key), verdict) in &new.elements {
         if old.elements.get(&(map.clone(), key.clone())) != Some(verdict) {
-            let _ = writeln!(s, "add element ip {TABLE} {map} {{ {key} : {verdict} }}");
+            let _ = writeln!(s, "add element {ip} {TABLE} {map} {{ {key} : {verdict} }}");
         }
     }
     let gone: Vec<_> = old.chains.keys().filter(|n| !new.chains.contains_key(*n)).collect();
     // Emptied first: a chain that another still refers to cannot be deleted.
     for name in &gone {
-        let _ = writeln!(s, "flush chain ip {TABLE} {name}");
+        let _ = writeln!(s, "flush chain {ip} {TABLE} {name}");
     }
     for name in &gone {
-        let _ = writeln!(s, "delete chain ip {TABLE} {name}");
+        let _ = writeln!(s, "delete chain {ip} {TABLE} {name}");
     }
     for name in old.sets.keys().filter(|n| !new.sets.contains_key(*n)) {
-        let _ = writeln!(s, "delete set ip {TABLE} {name}");
+        let _ = writeln!(s, "delete set {ip} {TABLE} {name}");
+    }
+}
+
+/// What the kernel has from us: a table a family.
+#[derive(Debug, Default)]
+pub struct Tables {
+    programmed: BTreeMap<Family, RuleSet>,
+    /// Whether the kernel may have something else by now.
+    doubtful: bool,
+}
+
+impl Tables {
+    /// Brings the kernel to `wanted`, a rule set a family, in one transaction. Whether something was changed.
+    /// There is no table of IPv6 before there is a service of it: the kernel may not have it.
+    pub async fn program(&mut self, mut wanted: Vec<RuleSet>) -> anyhow::Result<bool> {
+        wanted.retain(|new| {
+            new.family == Family::V4 || !new.elements.is_empty() || self.programmed.contains_key(&new.family)
+        });
+        let old = |family| self.programmed.get(family).filter(|_| !self.doubtful);
+        let script: String = wanted.iter().map(|new| script(old(&new.family), new)).collect();
+        if script.is_empty() {
+            return Ok(false);
+        }
+        self.doubtful = true;
+        apply(&script).await?;
+        self.doubtful = false;
+        let new = wanted.into_iter().map(|new| (new.family, new)).collect();
+        let old = std::mem::replace(&mut self.programmed, new);
+        for (family, old) in &old {
+            let stale = self.programmed.get(family).map(|new| old.udp_backends_gone(new)).unwrap_or_default();
+            forget_connections(&stale).await;
+        }
+        Ok(true)
+    }
+
+    /// The next time all of it is programmed.
+    pub fn doubt(&mut self) {
+        self.doubtful = true;
     }
 }
 
@@ -103,10 +145,21 @@ pub async fn apply(script: &str) -> anyhow::Result<()> {
 }
 
 /// Forgets UDP connections to backends that are gone, where the `conntrack` tool is installed.
-pub async fn forget_connections(stale: &[(Ipv4Addr, u16, Ipv4Addr)]) {
+pub async fn forget_connections(stale: &[(IpAddr, u16, IpAddr)]) {
     for (service, port, backend) in stale {
+        let family = if service.is_ipv4() { "ipv4" } else { "ipv6" };
         let result = Command::new("conntrack")
-            .args(["-D", "-p", "udp", "--orig-dst", &service.to_string(), "--dport", &port.to_string()])
+            .args([
+                "-D",
+                "-f",
+                family,
+                "-p",
+                "udp",
+                "--orig-dst",
+                &service.to_string(),
+                "--dport",
+                &port.to_string(),
+            ])
             .args(["--reply-src", &backend.to_string()])
             .stdin(Stdio::null())
             .stdout(Stdio::null())
@@ -120,9 +173,17 @@ pub async fn forget_connections(stale: &[(Ipv4Addr, u16, Ipv4Addr)]) {
     }
 }
 
-/// Removes the table.
+/// Removes the tables.
 pub async fn remove() -> anyhow::Result<()> {
-    apply(&format!("table ip {TABLE} {{}}\ndelete table ip {TABLE}\n")).await
+    let script = |family: Family| {
+        let ip = family.ip();
+        format!("table {ip} {TABLE} {{}}\ndelete table {ip} {TABLE}\n")
+    };
+    // A kernel without IPv6 has nothing of it.
+    if let Err(e) = apply(&script(Family::V6)).await {
+        tracing::debug!("{e:#}");
+    }
+    apply(&script(Family::V4)).await
 }
 
 #[cfg(test)]

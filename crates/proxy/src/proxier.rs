@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use crate::config::Config;
+use crate::family::Family;
 use crate::model::ServiceEntry;
 use crate::{ipvs, nft, rules};
 
@@ -22,7 +23,7 @@ pub enum Proxier {
         /// What the rules depend on beside the services.
         options: rules::Options,
         /// What the kernel has from us.
-        programmed: Option<Box<rules::RuleSet>>,
+        tables: nft::Tables,
     },
     /// By IPVS.
     Ipvs(Box<ipvs::Proxier>),
@@ -50,27 +51,18 @@ impl Proxier {
         if let Err(e) = ipvs::remove(&config.ipvs.exclude_cidrs).await {
             tracing::warn!("what proxy mode \"ipvs\" left could not be removed: {e:#}");
         }
-        Proxier::Nftables { options: config.rules.clone(), programmed: None }
+        Proxier::Nftables { options: config.rules.clone(), tables: nft::Tables::default() }
     }
 
     /// Brings the kernel to what `services` ask for.
     pub async fn sync(&mut self, services: &[ServiceEntry]) -> anyhow::Result<Synced> {
-        let (options, programmed) = match self {
-            Proxier::Ipvs(proxier) => return proxier.sync(services).await,
-            Proxier::Nftables { options, programmed } => (options, programmed),
-        };
-        let wanted = rules::render(services, options);
-        let script = nft::script(programmed.as_deref(), &wanted);
-        if script.is_empty() {
-            return Ok(Synced::default());
+        match self {
+            Proxier::Ipvs(proxier) => proxier.sync(services).await,
+            Proxier::Nftables { options, tables } => {
+                let wanted = Family::ALL.map(|family| rules::render(services, options, family));
+                Ok(Synced { changed: tables.program(wanted.into()).await?, again: None })
+            }
         }
-        // Where it fails the kernel's rules may be another's by now: begin anew.
-        let old = programmed.take();
-        nft::apply(&script).await?;
-        let stale = old.map(|o| o.udp_backends_gone(&wanted)).unwrap_or_default();
-        *programmed = Some(Box::new(wanted));
-        nft::forget_connections(&stale).await;
-        Ok(Synced { changed: true, again: None })
     }
 
     /// The shortest time between two calls of [`Proxier::sync`].

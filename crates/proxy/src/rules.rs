@@ -5,11 +5,12 @@
 //! in a third map, which rejects.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::net::Ipv4Addr;
+use std::net::{IpAddr, SocketAddr};
 
 use ipnet::IpNet;
 use sha2::{Digest, Sha256};
 
+use crate::family::Family;
 use crate::model::{Backend, ServiceEntry};
 
 /// The table that is ours.
@@ -20,10 +21,10 @@ pub(crate) const MASQUERADE: &str = "0x4000";
 /// What the rules depend on beside the services.
 #[derive(Debug, Clone, Default)]
 pub struct Options {
-    /// Addresses of pods: what comes from elsewhere to a service's address is masqueraded.
-    pub cluster_cidr: Option<IpNet>,
-    /// Addresses of services: those that no service has are rejected.
-    pub service_cidr: Option<IpNet>,
+    /// Addresses of pods, one network a family: what comes from elsewhere to a service's address is masqueraded.
+    pub cluster_cidrs: Vec<IpNet>,
+    /// Addresses of services, one network a family: those that no service has are rejected.
+    pub service_cidrs: Vec<IpNet>,
     /// Masquerade everything.
     pub masquerade_all: bool,
     /// On which of the node's addresses node ports answer; empty for all.
@@ -33,24 +34,26 @@ pub struct Options {
 /// A table's content.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RuleSet {
+    /// Whose addresses it has.
+    pub family: Family,
     /// Chains that hook into the kernel or are jumped to by them: name to definition and rules.
     pub base: BTreeMap<String, Vec<String>>,
     /// Services' and backends' chains: name to rules.
     pub chains: BTreeMap<String, Vec<String>>,
     /// Maps: name to key type.
-    pub maps: BTreeMap<String, &'static str>,
+    pub maps: BTreeMap<String, String>,
     /// Elements of maps: map, key, verdict.
     pub elements: BTreeMap<(String, String), String>,
     /// Sets of clients for affinity: name to timeout in seconds.
     pub sets: BTreeMap<String, u32>,
     /// UDP services' addresses with their backends, for stale connections.
-    pub(crate) udp: BTreeSet<(Ipv4Addr, u16, Ipv4Addr)>,
+    pub(crate) udp: BTreeSet<(IpAddr, u16, IpAddr)>,
 }
 
 impl RuleSet {
     /// UDP backends that are no longer in `new`: address and port of the service, address of the backend.
     /// Connections to them would go on for as long as the client sends.
-    pub fn udp_backends_gone(&self, new: &RuleSet) -> Vec<(Ipv4Addr, u16, Ipv4Addr)> {
+    pub fn udp_backends_gone(&self, new: &RuleSet) -> Vec<(IpAddr, u16, IpAddr)> {
         self.udp.difference(&new.udp).copied().collect()
     }
 
@@ -72,14 +75,16 @@ pub(crate) fn short(prefix: &str, id: &str) -> String {
     })
 }
 
-/// Renders services.
-pub fn render(services: &[ServiceEntry], options: &Options) -> RuleSet {
-    let mut set = RuleSet { base: base(options), ..Default::default() };
-    set.maps.insert("service-ips".into(), "ipv4_addr . inet_proto . inet_service : verdict");
-    set.maps.insert("no-endpoint-services".into(), "ipv4_addr . inet_proto . inet_service : verdict");
-    set.maps.insert("service-nodeports".into(), "inet_proto . inet_service : verdict");
-    set.maps.insert("no-endpoint-nodeports".into(), "inet_proto . inet_service : verdict");
-    for service in services {
+/// Renders the services of one family.
+pub fn render(services: &[ServiceEntry], options: &Options, family: Family) -> RuleSet {
+    let mut set = RuleSet { family, base: base(options, family), ..Default::default() };
+    let of_address = format!("{} . inet_proto . inet_service : verdict", family.address());
+    let of_port = "inet_proto . inet_service : verdict";
+    set.maps.insert("service-ips".into(), of_address.clone());
+    set.maps.insert("no-endpoint-services".into(), of_address);
+    set.maps.insert("service-nodeports".into(), of_port.into());
+    set.maps.insert("no-endpoint-nodeports".into(), of_port.into());
+    for service in services.iter().filter(|s| s.family() == family) {
         add(&mut set, service, options);
     }
     set
@@ -92,13 +97,15 @@ pub(crate) fn hook(kind: &str, hook: &str, priority: &str, rules: &[String]) -> 
     all
 }
 
-/// A match of the addresses that node ports answer on.
-pub(crate) fn node_addresses(options: &Options) -> String {
-    if options.node_port_addresses.is_empty() {
-        return "fib daddr type local ip daddr != 127.0.0.0/8".to_string();
+/// A match of the addresses that node ports answer on. Networks of the other family only do not narrow it.
+pub(crate) fn node_addresses(options: &Options, family: Family) -> String {
+    let (ip, loopback) = (family.ip(), family.loopback());
+    let nets = options.node_port_addresses.iter().filter(|net| family.has(net));
+    let list: Vec<String> = nets.map(ToString::to_string).collect();
+    if list.is_empty() {
+        return format!("fib daddr type local {ip} daddr != {loopback}");
     }
-    let list: Vec<String> = options.node_port_addresses.iter().map(ToString::to_string).collect();
-    format!("fib daddr type local ip daddr {{ {} }}", list.join(", "))
+    format!("fib daddr type local {ip} daddr {{ {} }}", list.join(", "))
 }
 
 /// Gives the node's address to what has the mark, and takes the mark off.
@@ -112,22 +119,25 @@ pub(crate) fn masquerade_marked() -> [String; 3] {
 
 /// Who may use a service's load balancer addresses, as elements of a set; nothing where nobody of this family may.
 pub(crate) fn ranges(s: &ServiceEntry) -> Option<String> {
-    let list: Vec<&str> = s.source_ranges.iter().map(|r| r.trim()).filter(|r| !r.contains(':')).collect();
+    let nets = s.source_ranges.iter().filter_map(|r| r.trim().parse().ok());
+    let list: Vec<String> =
+        nets.filter(|net| s.family().has(net)).map(|net: IpNet| net.trunc().to_string()).collect();
     (!list.is_empty()).then(|| list.join(", "))
 }
 
-fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
-    let node_addresses = node_addresses(options);
+fn base(options: &Options, family: Family) -> BTreeMap<String, Vec<String>> {
+    let node_addresses = node_addresses(options, family);
+    let ip = family.ip();
     let services = vec![
-        "ip daddr . meta l4proto . th dport vmap @service-ips".to_string(),
+        format!("{ip} daddr . meta l4proto . th dport vmap @service-ips"),
         format!("{node_addresses} meta l4proto . th dport vmap @service-nodeports"),
     ];
     let mut refuse = vec![
-        "ip daddr . meta l4proto . th dport vmap @no-endpoint-services".to_string(),
+        format!("{ip} daddr . meta l4proto . th dport vmap @no-endpoint-services"),
         format!("{node_addresses} meta l4proto . th dport vmap @no-endpoint-nodeports"),
     ];
-    if let Some(cidr) = options.service_cidr.filter(|c| c.addr().is_ipv4()) {
-        refuse.push(format!("ip daddr {cidr} goto reject-it"));
+    if let Some(cidr) = family.first(&options.service_cidrs) {
+        refuse.push(format!("{ip} daddr {cidr} goto reject-it"));
     }
     let jump = |chain: &str| vec![format!("jump {chain}")];
     let new = |chain: &str| vec![format!("ct state new jump {chain}")];
@@ -151,9 +161,10 @@ fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
 }
 
 fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
-    let service_key = |ip: Ipv4Addr, port: u16| format!("{ip} . {} . {port}", s.protocol);
+    let (family, ip) = (s.family(), s.family().ip());
+    let service_key = |ip: IpAddr, port: u16| format!("{ip} . {} . {port}", s.protocol);
     let node_key = format!("{} . {}", s.protocol, s.node_port);
-    let externals: Vec<Ipv4Addr> = s.outside_addresses().collect();
+    let externals: Vec<IpAddr> = s.outside_addresses().collect();
     if s.backends.is_empty() {
         let reject = "goto reject-it".to_string();
         for ip in externals.into_iter().chain([s.cluster_ip]) {
@@ -170,8 +181,8 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
     let mut inside: Vec<String> = Vec::new();
     if options.masquerade_all {
         inside.push("jump mark-masquerade".into());
-    } else if let Some(cidr) = options.cluster_cidr.filter(|c| c.addr().is_ipv4()) {
-        inside.push(format!("ip saddr != {cidr} jump mark-masquerade"));
+    } else if let Some(cidr) = family.first(&options.cluster_cidrs) {
+        inside.push(format!("{ip} saddr != {cidr} jump mark-masquerade"));
     }
     let internal = if s.internal_local { &local } else { &s.backends };
     let internal_chain = short("svc", &id);
@@ -190,8 +201,8 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
         let mut rules: Vec<String> = Vec::new();
         if s.external_local {
             // Pods, and this node itself, are inside and may use every backend.
-            if let Some(cidr) = options.cluster_cidr.filter(|c| c.addr().is_ipv4()) {
-                rules.push(format!("ip saddr {cidr} goto {internal_chain}"));
+            if let Some(cidr) = family.first(&options.cluster_cidrs).filter(|_| !internal.is_empty()) {
+                rules.push(format!("{ip} saddr {cidr} goto {internal_chain}"));
             }
             rules.push("fib saddr type local jump mark-masquerade".into());
             if !internal.is_empty() {
@@ -212,7 +223,7 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
         } else {
             let guard = short("fw", &id);
             // Others are not translated, and so end at the node itself or at the fence.
-            let rules = ranges(s).map(|list| format!("ip saddr {{ {list} }} goto {chain}"));
+            let rules = ranges(s).map(|list| format!("{ip} saddr {{ {list} }} goto {chain}"));
             set.chains.insert(guard.clone(), rules.into_iter().collect());
             guard
         };
@@ -231,18 +242,21 @@ fn add(set: &mut RuleSet, s: &ServiceEntry, options: &Options) {
 fn choose(set: &mut RuleSet, s: &ServiceEntry, id: &str, backends: &[Backend]) -> Vec<String> {
     let mut rules = Vec::new();
     let mut targets = Vec::new();
+    let ip = s.family().ip();
     for b in backends {
-        let backend_id = format!("{id} {}:{}", b.ip, b.port);
+        let at = SocketAddr::new(b.ip, b.port);
+        let backend_id = format!("{id} {at}");
         let chain = short("ep", &backend_id);
-        let affinity = short("aff", &backend_id);
+        // A set keeps its timeout: with another it is another set.
+        let affinity = short("aff", &format!("{backend_id} {}", s.affinity_seconds));
         // A pod that reaches itself through the service must not see its own address as the other's.
-        let mut own = vec![format!("ip saddr {} jump mark-masquerade", b.ip)];
+        let mut own = vec![format!("{ip} saddr {} jump mark-masquerade", b.ip)];
         if s.affinity_seconds > 0 {
             set.sets.insert(affinity.clone(), s.affinity_seconds);
-            own.push(format!("update @{affinity} {{ ip saddr }}"));
-            rules.push(format!("ip saddr @{affinity} goto {chain}"));
+            own.push(format!("update @{affinity} {{ {ip} saddr }}"));
+            rules.push(format!("{ip} saddr @{affinity} goto {chain}"));
         }
-        own.push(format!("meta l4proto {} dnat to {}:{}", s.protocol, b.ip, b.port));
+        own.push(format!("meta l4proto {} dnat to {at}", s.protocol));
         set.chains.insert(chain.clone(), own);
         targets.push(chain);
     }
@@ -263,7 +277,7 @@ pub(crate) mod tests {
         ServiceEntry {
             id: "ns/s:web".into(),
             protocol: "tcp".into(),
-            cluster_ip: Ipv4Addr::new(10, 0, 0, 7),
+            cluster_ip: [10, 0, 0, 7].into(),
             port: 80,
             node_port: 30080,
             external_ips: BTreeSet::new(),
@@ -285,7 +299,11 @@ pub(crate) mod tests {
 
     #[test]
     fn leads_from_the_address_to_a_backend() {
-        let set = render(&[service(&[("10.244.0.2", true), ("10.244.0.3", false)])], &Options::default());
+        let set = render(
+            &[service(&[("10.244.0.2", true), ("10.244.0.3", false)])],
+            &Options::default(),
+            Family::V4,
+        );
         let verdict = element(&set, "service-ips", "10.0.0.7 . tcp . 80").unwrap();
         let rules = &set.chains[verdict.strip_prefix("goto ").unwrap()];
         assert!(rules.last().unwrap().starts_with("numgen random mod 2 vmap"), "{rules:?}");
@@ -296,7 +314,7 @@ pub(crate) mod tests {
 
     #[test]
     fn without_backends_it_rejects() {
-        let set = render(&[service(&[])], &Options::default());
+        let set = render(&[service(&[])], &Options::default(), Family::V4);
         assert_eq!(element(&set, "service-ips", "10.0.0.7 . tcp . 80"), None);
         assert!(element(&set, "no-endpoint-services", "10.0.0.7 . tcp . 80").is_some());
         assert!(element(&set, "no-endpoint-nodeports", "tcp . 30080").is_some());
@@ -306,7 +324,7 @@ pub(crate) mod tests {
     fn local_only_uses_what_is_here() {
         let mut s = service(&[("10.244.0.2", true), ("10.244.9.3", false)]);
         s.external_local = true;
-        let set = render(&[s], &Options::default());
+        let set = render(&[s], &Options::default(), Family::V4);
         let verdict = element(&set, "service-nodeports", "tcp . 30080").unwrap();
         let rules = &set.chains[verdict.strip_prefix("goto ").unwrap()];
         assert!(rules.last().unwrap().starts_with("goto ep-"), "{rules:?}");
@@ -316,8 +334,61 @@ pub(crate) mod tests {
     fn affinity_looks_for_the_clients_backend_first() {
         let mut s = service(&[("10.244.0.2", true), ("10.244.0.3", false)]);
         s.affinity_seconds = 60;
-        let set = render(&[s], &Options::default());
+        let set = render(&[s], &Options::default(), Family::V4);
         assert_eq!(set.sets.values().collect::<Vec<_>>(), [&60, &60]);
+    }
+
+    #[test]
+    fn each_family_has_its_own_services() {
+        let mut six = service(&[("fd01::2", true), ("fd01::3", false)]);
+        six.cluster_ip = "fd00::7".parse().unwrap();
+        six.external_local = true;
+        six.affinity_seconds = 60;
+        six.ingress_ips = ["2001:db8::1".parse().unwrap()].into();
+        six.source_ranges = vec!["198.51.100.0/24".into(), "2001:db8:1::/48".into()];
+        let nets = |list: [&str; 2]| list.map(|n| n.parse().unwrap()).to_vec();
+        let options = Options {
+            cluster_cidrs: nets(["10.244.0.0/16", "fd01::/64"]),
+            service_cidrs: nets(["10.0.0.0/24", "fd00::/108"]),
+            node_port_addresses: nets(["20.0.0.0/24", "fd02::/64"]),
+            masquerade_all: false,
+        };
+        let both = [service(&[("10.244.0.2", true)]), six];
+        let (four, six) = (render(&both, &options, Family::V4), render(&both, &options, Family::V6));
+        assert!(element(&four, "service-ips", "10.0.0.7 . tcp . 80").is_some());
+        assert!(element(&four, "service-ips", "fd00::7 . tcp . 80").is_none());
+        assert!(element(&six, "service-ips", "fd00::7 . tcp . 80").is_some());
+        let text = format!("{six:?}");
+        assert!(
+            text.contains("dnat to [fd01::2]:8080") && text.contains("ip6 saddr { 2001:db8:1::/48 }"),
+            "{text}"
+        );
+        for other in ["ipv4_addr", "ip saddr", "ip daddr", "10.244", "20.0.0", "198.51"] {
+            assert!(!text.contains(other), "{other}: {text}");
+        }
+    }
+
+    #[test]
+    fn nothing_leads_to_a_chain_that_is_not_there() {
+        let mut s = service(&[("10.244.9.3", false)]);
+        (s.external_local, s.internal_local) = (true, true);
+        let options = Options { cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()], ..Options::default() };
+        let set = render(&[s], &options, Family::V4);
+        let led = set.chains.values().flatten().filter_map(|r| r.split("goto ").nth(1));
+        for chain in led.chain(set.elements.values().filter_map(|v| v.strip_prefix("goto "))) {
+            assert!(set.chains.contains_key(chain) || set.base.contains_key(chain), "{chain}: {set:?}");
+        }
+    }
+
+    #[test]
+    fn another_time_of_affinity_is_another_set() {
+        let of = |seconds| {
+            let mut s = service(&[("10.244.0.2", true)]);
+            s.affinity_seconds = seconds;
+            render(&[s], &Options::default(), Family::V4).sets
+        };
+        assert!(of(60).keys().all(|name| !of(600).contains_key(name)));
+        assert_eq!((of(60).len(), of(600).into_values().next()), (1, Some(600)));
     }
 
     #[test]
@@ -325,10 +396,10 @@ pub(crate) mod tests {
         let udp = |ips: &[(&str, bool)]| {
             let mut s = service(ips);
             s.protocol = "udp".into();
-            render(&[s], &Options::default())
+            render(&[s], &Options::default(), Family::V4)
         };
         let gone = udp(&[("10.244.0.2", true), ("10.244.0.3", true)])
             .udp_backends_gone(&udp(&[("10.244.0.3", true)]));
-        assert_eq!(gone, [(Ipv4Addr::new(10, 0, 0, 7), 80, Ipv4Addr::new(10, 244, 0, 2))]);
+        assert_eq!(gone, [([10, 0, 0, 7].into(), 80, [10, 244, 0, 2].into())]);
     }
 }

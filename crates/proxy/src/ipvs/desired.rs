@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 
 use super::plan::{Key, MH_PORT, PERSISTENT, Protocol, VirtualServer, Wanted};
+use crate::family::Family;
 use crate::model::{Backend, ServiceEntry};
 
 /// What should be.
@@ -32,25 +33,21 @@ pub fn desired(
         let server = virtual_server(service, scheduler);
         let mut add = |ip: IpAddr, port: u16, local_only: bool| {
             let usable = |b: &&Backend| !local_only || b.local;
-            let backends = service
-                .backends
-                .iter()
-                .filter(usable)
-                .map(|b| SocketAddr::new(b.ip.into(), b.port))
-                .collect();
+            let backends =
+                service.backends.iter().filter(usable).map(|b| SocketAddr::new(b.ip, b.port)).collect();
             let wanted = Wanted { server: server.clone(), backends };
             desired.servers.entry(Key { ip, protocol, port }).or_insert(wanted);
         };
-        add(service.cluster_ip.into(), service.port, service.internal_local);
+        add(service.cluster_ip, service.port, service.internal_local);
         for ip in service.outside_addresses() {
-            add(ip.into(), service.port, service.external_local);
+            add(ip, service.port, service.external_local);
         }
         if service.node_port != 0 {
-            for ip in node_ports {
+            for ip in node_ports.iter().filter(|ip| Family::of(**ip) == service.family()) {
                 add(*ip, service.node_port, service.external_local);
             }
         }
-        let all = service.outside_addresses().chain([service.cluster_ip]).map(IpAddr::from);
+        let all = service.outside_addresses().chain([service.cluster_ip]);
         desired.addresses.extend(all.filter(|ip| !own.contains(ip)));
     }
     desired
@@ -100,6 +97,18 @@ mod tests {
             ]
         );
         assert_eq!(desired.addresses, ips(&["10.0.0.7", "192.0.2.1", "198.51.100.9"]));
+    }
+
+    #[test]
+    fn node_ports_are_of_the_services_family() {
+        let mut six = service(&[("fd01::2", true)]);
+        six.cluster_ip = "fd00::7".parse().unwrap();
+        let own = ips(&["20.0.0.5", "fd02::5"]);
+        let desired = desired(&[six], &own, &own, "rr");
+        assert_eq!(
+            texts(&desired),
+            ["Tcp fd00::7:80 -> [fd01::2]:8080", "Tcp fd02::5:30080 -> [fd01::2]:8080"]
+        );
     }
 
     #[test]

@@ -11,6 +11,8 @@ use ipnet::IpNet;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
+use crate::family::Family;
+
 /// Its name.
 pub const DEVICE: &str = "kube-ipvs0";
 
@@ -24,11 +26,12 @@ pub struct Addresses {
 }
 
 impl Addresses {
-    /// Those on which node ports answer: all, or those in `nets`. Loopback counts only where it is named.
+    /// Those on which node ports answer: all, or those in `nets`. Loopback counts only where it is
+    /// named; networks of one family do not narrow the other.
     pub fn node_ports(&self, nets: &[IpNet]) -> BTreeSet<IpAddr> {
-        let wanted = |ip: &&IpAddr| match nets {
-            [] => !ip.is_loopback(),
-            nets => nets.iter().any(|net| net.contains(*ip)),
+        let wanted = |ip: &&IpAddr| {
+            let mut nets = nets.iter().filter(|net| Family::of(**ip).has(net)).peekable();
+            if nets.peek().is_none() { !ip.is_loopback() } else { nets.any(|net| net.contains(*ip)) }
         };
         let link_local = |ip: &IpAddr| matches!(ip, IpAddr::V6(ip) if ip.is_unicast_link_local());
         self.own.iter().filter(wanted).copied().filter(|ip| !link_local(ip)).collect()
@@ -133,10 +136,12 @@ mod tests {
 
     #[test]
     fn node_ports_answer_where_they_should() {
-        let addresses =
-            Addresses { bound: ips(&["10.0.0.1"]), own: ips(&["127.0.0.1", "20.0.0.5", "172.16.0.1"]) };
-        assert_eq!(addresses.node_ports(&[]), ips(&["20.0.0.5", "172.16.0.1"]));
+        let addresses = Addresses {
+            bound: ips(&["10.0.0.1"]),
+            own: ips(&["127.0.0.1", "20.0.0.5", "172.16.0.1", "::1", "fe80::1", "fd02::5"]),
+        };
+        assert_eq!(addresses.node_ports(&[]), ips(&["20.0.0.5", "172.16.0.1", "fd02::5"]));
         let nets = ["20.0.0.0/24".parse().unwrap(), "127.0.0.0/8".parse().unwrap()];
-        assert_eq!(addresses.node_ports(&nets), ips(&["20.0.0.5", "127.0.0.1"]));
+        assert_eq!(addresses.node_ports(&nets), ips(&["20.0.0.5", "127.0.0.1", "fd02::5"]));
     }
 }

@@ -7,33 +7,41 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 
+use crate::family::Family;
 use crate::model::ServiceEntry;
 use crate::rules::{MASQUERADE, Options, RuleSet, hook, masquerade_marked, node_addresses, ranges, short};
 
-const SERVICE: &str = "ipv4_addr . inet_proto . inet_service : verdict";
 const MARK: &str = "goto mark-masquerade";
 
-/// Renders services. `addresses` are those of `kube-ipvs0`.
-pub fn render(services: &[ServiceEntry], addresses: &BTreeSet<IpAddr>, options: &Options) -> RuleSet {
-    let mut set = RuleSet { base: base(options), ..Default::default() };
-    set.maps.insert("service-ips".into(), SERVICE);
-    set.maps.insert("known-services".into(), SERVICE);
-    set.maps.insert("known-ips".into(), "ipv4_addr : verdict");
-    set.maps.insert("service-nodeports".into(), "inet_proto . inet_service : verdict");
-    set.maps.insert("hairpin".into(), "ipv4_addr . ipv4_addr . inet_proto . inet_service : verdict");
-    for service in services {
+/// Renders the services of one family. `addresses` are those of `kube-ipvs0`.
+pub fn render(
+    services: &[ServiceEntry],
+    addresses: &BTreeSet<IpAddr>,
+    options: &Options,
+    family: Family,
+) -> RuleSet {
+    let mut set = RuleSet { family, base: base(options, family), ..Default::default() };
+    let address = family.address();
+    let of_address = format!("{address} . inet_proto . inet_service : verdict");
+    set.maps.insert("service-ips".into(), of_address.clone());
+    set.maps.insert("known-services".into(), of_address);
+    set.maps.insert("known-ips".into(), format!("{address} : verdict"));
+    set.maps.insert("service-nodeports".into(), "inet_proto . inet_service : verdict".into());
+    set.maps.insert("hairpin".into(), format!("{address} . {address} . inet_proto . inet_service : verdict"));
+    for service in services.iter().filter(|s| s.family() == family) {
         add(&mut set, service);
     }
-    for ip in addresses.iter().filter(|ip| ip.is_ipv4()) {
+    for ip in addresses.iter().filter(|ip| Family::of(**ip) == family) {
         set.elements.insert(("known-ips".into(), ip.to_string()), "goto reject-it".into());
     }
     set
 }
 
-fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
-    let node_addresses = node_addresses(options);
+fn base(options: &Options, family: Family) -> BTreeMap<String, Vec<String>> {
+    let node_addresses = node_addresses(options, family);
+    let ip = family.ip();
     let services = vec![
-        "ip daddr . meta l4proto . th dport vmap @service-ips".to_string(),
+        format!("{ip} daddr . meta l4proto . th dport vmap @service-ips"),
         format!("{node_addresses} meta l4proto . th dport vmap @service-nodeports"),
     ];
     // Pods reach the service's own address as themselves. The node itself would do so from the service's address, as
@@ -41,20 +49,20 @@ fn base(options: &Options) -> BTreeMap<String, Vec<String>> {
     let mut inside = Vec::new();
     if options.masquerade_all {
         inside.push("jump mark-masquerade".to_string());
-    } else if let Some(cidr) = options.cluster_cidr.filter(|c| c.addr().is_ipv4()) {
-        inside.push(format!("ip saddr != {cidr} jump mark-masquerade"));
+    } else if let Some(cidr) = family.first(&options.cluster_cidrs) {
+        inside.push(format!("{ip} saddr != {cidr} jump mark-masquerade"));
     } else {
         inside.push("fib saddr type local jump mark-masquerade".to_string());
     }
     // The node has these addresses, but its own programs do not answer on them.
     let mut refuse = vec![
-        "ip daddr . meta l4proto . th dport vmap @known-services".to_string(),
-        "meta l4proto { tcp, udp, sctp } ip daddr vmap @known-ips".to_string(),
+        format!("{ip} daddr . meta l4proto . th dport vmap @known-services"),
+        format!("meta l4proto {{ tcp, udp, sctp }} {ip} daddr vmap @known-ips"),
     ];
-    if let Some(cidr) = options.service_cidr.filter(|c| c.addr().is_ipv4()) {
-        refuse.push(format!("ip daddr {cidr} goto reject-it"));
+    if let Some(cidr) = family.first(&options.service_cidrs) {
+        refuse.push(format!("{ip} daddr {cidr} goto reject-it"));
     }
-    let mut leave = vec!["ip saddr . ip daddr . meta l4proto . th dport vmap @hairpin".to_string()];
+    let mut leave = vec![format!("{ip} saddr . {ip} daddr . meta l4proto . th dport vmap @hairpin")];
     leave.extend(masquerade_marked());
     let jump = |chain: &str| vec![format!("ct state new jump {chain}")];
     [
@@ -108,7 +116,8 @@ fn add(set: &mut RuleSet, s: &ServiceEntry) {
     if !s.ingress_ips.is_empty() && !s.source_ranges.is_empty() {
         let next = if s.external_local { "goto from-this-node" } else { MARK };
         let mut rules = vec![format!("fib saddr type local {next}")];
-        rules.extend(ranges(s).map(|list| format!("ip saddr {{ {list} }} {next}")));
+        let ip = s.family().ip();
+        rules.extend(ranges(s).map(|list| format!("{ip} saddr {{ {list} }} {next}")));
         rules.push("drop".into());
         set.chains.insert(guard, rules);
     }
@@ -124,8 +133,8 @@ mod tests {
     fn marks_what_would_not_find_its_way_back() {
         let mut s = service(&[("10.244.0.2", true), ("10.244.1.3", false)]);
         s.external_ips = ["192.0.2.1".parse().unwrap()].into();
-        let options = Options { cluster_cidr: Some("10.244.0.0/16".parse().unwrap()), ..Options::default() };
-        let set = render(&[s.clone()], &["10.0.0.7".parse().unwrap()].into(), &options);
+        let options = Options { cluster_cidrs: vec!["10.244.0.0/16".parse().unwrap()], ..Options::default() };
+        let set = render(&[s.clone()], &["10.0.0.7".parse().unwrap()].into(), &options, Family::V4);
         assert_eq!(element(&set, "service-ips", "10.0.0.7 . tcp . 80").as_deref(), Some("goto cluster-ips"));
         assert_eq!(element(&set, "service-ips", "192.0.2.1 . tcp . 80").as_deref(), Some(MARK));
         assert_eq!(element(&set, "service-nodeports", "tcp . 30080").as_deref(), Some(MARK));
@@ -135,7 +144,7 @@ mod tests {
         assert_eq!(set.base["cluster-ips"], ["ip saddr != 10.244.0.0/16 jump mark-masquerade"]);
         assert_eq!(element(&set, "known-ips", "10.0.0.7").as_deref(), Some("goto reject-it"));
         s.external_local = true;
-        let set = render(&[s], &BTreeSet::new(), &options);
+        let set = render(&[s], &BTreeSet::new(), &options, Family::V4);
         assert_eq!(element(&set, "service-nodeports", "tcp . 30080").as_deref(), Some("goto from-this-node"));
     }
 
@@ -145,7 +154,7 @@ mod tests {
         s.external_ips = ["192.0.2.1".parse().unwrap()].into();
         s.ingress_ips = ["192.0.2.2".parse().unwrap()].into();
         s.source_ranges = vec!["198.51.100.0/24".into(), "fd00::/8".into()];
-        let set = render(&[s], &BTreeSet::new(), &Options::default());
+        let set = render(&[s], &BTreeSet::new(), &Options::default(), Family::V4);
         assert_eq!(element(&set, "service-ips", "192.0.2.1 . tcp . 80").as_deref(), Some(MARK));
         let guard = element(&set, "service-ips", "192.0.2.2 . tcp . 80").unwrap();
         let rules = &set.chains[guard.strip_prefix("goto ").unwrap()];
