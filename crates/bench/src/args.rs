@@ -38,6 +38,8 @@ pub enum Command {
     Pod(Pod),
     /// Latency of creates and gets, and the server's memory, beside clients that behave badly.
     Stress(Stress),
+    /// Draws a column of reports (made with --json) as bars: SVG.
+    Plot(Plot),
 }
 
 /// Which server, and as whom.
@@ -245,6 +247,26 @@ pub struct List {
     /// Time bound.
     #[command(flatten)]
     pub bound: Bound,
+}
+
+/// `plot`.
+#[derive(Debug, Args)]
+pub struct Plot {
+    /// What each report is called, and its file.
+    #[arg(required = true, value_name = "NAME=FILE")]
+    pub reports: Vec<String>,
+    /// The column with the figures.
+    #[arg(long)]
+    pub column: String,
+    /// The columns that say which rows of different reports belong together.
+    #[arg(long, value_delimiter = ',', default_value = "what")]
+    pub label: Vec<String>,
+    /// What stands above; the column's name if not given.
+    #[arg(long)]
+    pub title: Option<String>,
+    /// Bars as long as the logarithm.
+    #[arg(long)]
+    pub log: bool,
 }
 
 /// A client that behaves badly.

@@ -17,8 +17,8 @@ fn main() -> ExitCode {
         }
     };
     match runtime.block_on(commands::run(&arguments)) {
-        Ok(report) => {
-            println!("{}", if arguments.json { report.json().to_string() } else { report.table() });
+        Ok(text) => {
+            println!("{text}");
             ExitCode::SUCCESS
         }
         Err(e) => {

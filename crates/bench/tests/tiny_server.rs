@@ -143,7 +143,7 @@ async fn serve(tls: bool) -> (SocketAddr, Arc<Server>) {
 
 async fn bench(line: &str) -> anyhow::Result<Report> {
     let arguments = Arguments::try_parse_from(["bench"].into_iter().chain(line.split(' '))).unwrap();
-    tokio::time::timeout(Duration::from_secs(60), commands::run(&arguments)).await.unwrap()
+    tokio::time::timeout(Duration::from_secs(60), commands::measure(&arguments)).await.unwrap()
 }
 
 #[tokio::test]

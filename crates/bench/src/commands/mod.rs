@@ -5,6 +5,7 @@ mod etcd_put;
 mod idle;
 mod list;
 mod load;
+mod plot;
 mod pod;
 mod start;
 mod stress;
@@ -18,8 +19,17 @@ use crate::args::{Arguments, Command, Kind, Operation};
 use crate::load::Outcome;
 use crate::report::Report;
 
-/// Carries out what the command line asks for.
-pub async fn run(arguments: &Arguments) -> Result<Report> {
+/// Carries out what the command line asks for; the text to print.
+pub async fn run(arguments: &Arguments) -> Result<String> {
+    if let Command::Plot(args) = &arguments.command {
+        return plot::run(args);
+    }
+    let report = measure(arguments).await?;
+    Ok(if arguments.json { report.json().to_string() } else { report.table() })
+}
+
+/// Measures what the command line asks for.
+pub async fn measure(arguments: &Arguments) -> Result<Report> {
     match &arguments.command {
         Command::Start(args) => start::run(args).await,
         Command::Load(args) => load::run(args).await,
@@ -30,6 +40,7 @@ pub async fn run(arguments: &Arguments) -> Result<Report> {
         Command::Idle(args) => idle::run(args).await,
         Command::Pod(args) => pod::run(args).await,
         Command::Stress(args) => stress::run(args).await,
+        Command::Plot(_) => bail!("a plot measures nothing"),
     }
 }
 
