@@ -22,7 +22,7 @@ need_program nginx 'install the packages nginx and libnginx-mod-stream'
 need_program keepalived 'install the package keepalived'
 interface=$(ip -4 -o address show | awk -v a="$address" '{sub("/.*", "", $4)} $4 == a {print $2; exit}')
 
-{
+nginx_conf() {
   cat << 'N'
 stream {
   log_format main '$remote_addr $upstream_addr - [$time_local] $status $upstream_bytes_sent';
@@ -41,14 +41,17 @@ N
   }
 }
 N
-} | write_file /etc/nginx/k8s-apiserver.conf 644
+}
+write_file /etc/nginx/k8s-apiserver.conf 644 < <(nginx_conf "$@")
 mkdir -p /var/log/nginx
-grep -qxF 'include /etc/nginx/k8s-apiserver.conf;' /etc/nginx/nginx.conf ||
+if ! grep -qxF 'include /etc/nginx/k8s-apiserver.conf;' /etc/nginx/nginx.conf; then
   echo 'include /etc/nginx/k8s-apiserver.conf;' >> /etc/nginx/nginx.conf
+  changed=1
+fi
 nginx -t -q || die 'nginx does not take /etc/nginx/k8s-apiserver.conf (see above)'
-# What wrote it ran in a pipe, and could not say whether it has changed.
-changed=1
 start_service nginx /var/log/nginx
+
+changed=
 
 write_file /etc/keepalived/check_nginx.sh 755 << 'K'
 #!/bin/sh

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::time::Duration;
 
 use pilothouse_api::discovery::priority;
 use pilothouse_apimachinery::status::Status;
@@ -15,6 +16,10 @@ use crate::state::ServerState;
 const GROUP: &str = "apiregistration.k8s.io";
 const SERVICES: &str = "apiservices";
 const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
+/// What is served changes a moment after the definitions do: so often it is looked at again after each change, …
+const LOOKS: usize = 10;
+/// … at this distance.
+const LOOK: Duration = Duration::from_millis(300);
 
 /// One group and version that is served here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -104,6 +109,7 @@ pub async fn run(state: Arc<ServerState>, stop: Stop) {
         return;
     };
     let mut changed = definitions.storage.objects.subscribe();
+    let mut looks = LOOKS;
     loop {
         changed.borrow_and_update();
         let wanted = locals(&state);
@@ -125,15 +131,17 @@ pub async fn run(state: Arc<ServerState>, stop: Stop) {
             let _ = state.objects.delete(GROUP, SERVICES, "", &name, json!({})).await;
             done.remove(local);
         }
-        let again = async {
-            // What is served changes a moment after the definitions do.
-            tokio::time::sleep(std::time::Duration::from_millis(if failed { 1000 } else { 300 })).await;
-        };
-        let quiet = !failed && done == locals(&state);
+        let quiet = !failed && looks == 0;
+        looks = looks.saturating_sub(1);
         tokio::select! {
             () = stop.wait() => return,
-            () = again, if !quiet => {}
-            outcome = changed.changed() => if outcome.is_err() { return },
+            () = tokio::time::sleep(LOOK), if !quiet => {}
+            outcome = changed.changed() => {
+                if outcome.is_err() {
+                    return;
+                }
+                looks = LOOKS;
+            }
         }
     }
 }

@@ -335,6 +335,8 @@ impl Config {
         if api_audiences.is_empty() {
             api_audiences.push(service_account_issuer.clone());
         }
+        // Services are always reached at the pods behind them, which is what this asks for.
+        flags.bool("enable-aggregator-routing");
         Ok(Config {
             release: Release::from_flag(&flags.string("emulated-version"))?,
             backend,

@@ -14,9 +14,9 @@ use hyper_util::server::conn::auto;
 use pilothouse_component_base::notify;
 use pilothouse_component_base::signals::{Stop, Stopper};
 use pilothouse_pki::{authority, files};
-use pilothouse_store::Store;
 use pilothouse_store::embedded::EmbeddedStore;
 use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
+use pilothouse_store::{Store, snapshot};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -51,7 +51,12 @@ async fn serve_on(config: Config, store: Arc<dyn Store>, stop: Stop) -> anyhow::
 
 fn open_embedded(dir: &Path) -> anyhow::Result<Arc<EmbeddedStore>> {
     std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
-    EmbeddedStore::open(dir).with_context(|| dir.display().to_string())
+    let store = EmbeddedStore::open(dir).with_context(|| dir.display().to_string())?;
+    // Without it, snapshots are made of the stopped store only.
+    if let Err(e) = snapshot::serve(&store) {
+        tracing::warn!("no snapshots while the store is in use: {e}");
+    }
+    Ok(store)
 }
 
 /// Opens the store that the flags name.

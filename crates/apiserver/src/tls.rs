@@ -22,7 +22,7 @@ fn certified(pair: &KeyPair) -> io::Result<Arc<CertifiedKey>> {
         .map_err(|e| fault(&pair.cert, e.to_string()))?;
     let key = PrivateKeyDer::from_pem_file(&pair.key).map_err(|e| fault(&pair.key, e.to_string()))?;
     let key = CertifiedKey::from_der(chain, key, &aws_lc_rs::default_provider())
-        .map_err(|e| fault(&pair.key, e.to_string()))?;
+        .map_err(|e| fault(&pair.key, format!("with the certificate {}: {e}", pair.cert.display())))?;
     Ok(Arc::new(key))
 }
 

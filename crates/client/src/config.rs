@@ -1,6 +1,7 @@
 //! From a kubeconfig file to a [`kube::Client`].
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use hyper_util::client::legacy::connect::HttpConnector;
@@ -9,6 +10,7 @@ use kube::client::retry::RetryPolicy;
 use kube::client::{Body, ConfigExt};
 use kube::config::{KubeConfigOptions, Kubeconfig};
 use kube::{Client, Config};
+use parking_lot::RwLock;
 use tower::ServiceBuilder;
 use tower::retry::RetryLayer;
 
@@ -100,6 +102,29 @@ pub fn client(config: Config, limit: Option<Limit>) -> Result<Client, kube::Erro
     Ok(Client::new(service, config.default_namespace))
 }
 
+/// A client whose connections can be exchanged while it is in use; see [`replaceable`].
+#[derive(Clone)]
+pub struct Replace(Arc<RwLock<Client>>);
+
+impl Replace {
+    /// Requests go through `client` from now on. Those under way, watches among them, go on where they are.
+    pub fn with(&self, client: Client) {
+        *self.0.write() = client;
+    }
+}
+
+/// A client that sends what it is asked through `first`, until that is replaced: by one with a newer certificate, say.
+pub fn replaceable(first: Client) -> (Client, Replace) {
+    let namespace = first.default_namespace().to_string();
+    let current = Arc::new(RwLock::new(first));
+    let replace = Replace(current.clone());
+    let service = tower::service_fn(move |request: http::Request<Body>| {
+        let client = current.read().clone();
+        async move { client.send(request).await }
+    });
+    (Client::new(service, namespace), replace)
+}
+
 fn http_user_agent() -> http::HeaderName {
     http::header::USER_AGENT
 }
@@ -116,6 +141,37 @@ mod tests {
             fields.get(2).is_some_and(|to| to.ends_with(&format!(":{port:04X}")))
                 && fields.get(5).is_some_and(|timer| timer.starts_with("02:"))
         })
+    }
+
+    /// A server that answers every request with a version of this name.
+    async fn server_of(version: &'static str) -> Client {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let body = format!(
+            r#"{{"major":"1","minor":"20","gitVersion":"{version}","gitCommit":"","gitTreeState":"","buildDate":"","goVersion":"","compiler":"","platform":""}}"#
+        );
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let mut request = [0u8; 4096];
+                let _ = tokio::io::AsyncReadExt::read(&mut stream, &mut request).await;
+                let head = format!(
+                    "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: {}\r\nConnection: close\r\n\r\n",
+                    body.len()
+                );
+                let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, format!("{head}{body}").as_bytes())
+                    .await;
+            }
+        });
+        client(Config::new(format!("http://127.0.0.1:{port}").parse().unwrap()), None).unwrap()
+    }
+
+    #[tokio::test]
+    async fn a_client_goes_on_with_the_connections_of_another() {
+        let (client, replace) = replaceable(server_of("one").await);
+        let kept = client.clone();
+        assert_eq!(client.apiserver_version().await.unwrap().git_version, "one");
+        replace.with(server_of("two").await);
+        assert_eq!(kept.apiserver_version().await.unwrap().git_version, "two");
     }
 
     #[tokio::test]

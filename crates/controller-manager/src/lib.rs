@@ -44,6 +44,14 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     if let (Some(cert), Some(key)) = (&config.cluster_signing_cert_file, &config.cluster_signing_key_file) {
         pilothouse_pki::Authority::load(cert, key).context("cluster signing certificate")?;
     }
+    if let Some(file) = &config.root_ca_file {
+        let text = pilothouse_pki::files::read(file)?;
+        let mut blocks = x509_parser::pem::Pem::iter_from_buffer(text.as_bytes()).flatten();
+        if !blocks.any(|block| block.parse_x509().is_ok()) {
+            let what = "data does not contain any valid RSA or ECDSA certificates";
+            anyhow::bail!("error parsing root-ca-file at {}: {what}", file.display());
+        }
+    }
     let health = Health { checks: Vec::new(), metrics: Metrics::default() };
     if config.insecure_port != 0 {
         let addr = SocketAddr::new(config.insecure_address, config.insecure_port);

@@ -5,18 +5,20 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use kube::config::Kubeconfig;
-use pilothouse_client::config::connect;
+use pilothouse_client::config::{Replace, connect};
 use pilothouse_component_base::notify;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_pki::files;
 use serde_json::{Value, json};
 
-use crate::certificates::{CLIENT_SIGNER, Store, ask, node_subject, validity};
+use crate::certificates::{CLIENT_SIGNER, Store, ask, node_subject, until, validity, wait_for_renewal};
 use crate::config::Config;
 
+/// How long after a refused request the next one is made.
+pub const RETRY: Duration = Duration::from_secs(30);
 const USAGES: [&str; 3] = ["digital signature", "key encipherment", "client auth"];
 /// How the kubelet names itself to the API server.
 pub const USER_AGENT: &str = "kubelet";
@@ -91,24 +93,37 @@ fn own_kubeconfig(bootstrap: &str, path: &Path, pem: &Path) -> anyhow::Result<Va
     }))
 }
 
-/// Renews the client certificate when it is time; returns when a new one is there. Never returns where the kubelet
-/// does not renew its certificate.
-pub async fn renew(config: &Config, client: Client) {
+/// How long the kubelet goes on without a valid certificate. Then it ends, so that it can begin anew.
+const WITHOUT: SignedDuration = SignedDuration::from_mins(5);
+
+/// Renews the client certificate whenever it is time, and has `replace` use the new one. Returns only where there has
+/// been no valid one for a while: with an error, so that who started the kubelet starts it again.
+pub async fn keep_renewed(config: &Config, client: Client, replace: Replace) -> anyhow::Result<()> {
     let store = Store::client(&config.cert_dir);
-    let Some((from, to)) = store.validity().filter(|_| config.rotate_certificates) else {
+    let Some(kubeconfig) = config.kubeconfig.as_deref().filter(|_| config.rotate_certificates) else {
         return std::future::pending().await;
     };
-    let at = crate::certificates::renewal(from, to, rand::random());
-    let wait = Duration::try_from(at.duration_since(Timestamp::now())).unwrap_or(Duration::ZERO);
-    tracing::info!("Certificate rotation deadline is {at}, waiting {}s", wait.as_secs());
-    tokio::time::sleep(wait).await;
     loop {
+        let Some((from, to)) = store.validity() else { return std::future::pending().await };
+        wait_for_renewal(from, to).await;
         let subject = node_subject(&config.node_name);
-        match ask(&client, &store, "csr-", CLIENT_SIGNER, &USAGES, &subject, |_| {}).await {
-            Ok(()) => return,
-            Err(e) => tracing::warn!("client certificate not renewed: {e:#}"),
+        let request = ask(&client, &store, "csr-", CLIENT_SIGNER, &USAGES, &subject, |_| {});
+        let end = to.checked_add(WITHOUT).unwrap_or(to);
+        tokio::select! {
+            asked = request => match asked {
+                Ok(()) => {
+                    replace.with(connect(kubeconfig, USER_AGENT).await?);
+                    tracing::info!("the client certificate is new");
+                }
+                Err(e) => {
+                    tracing::warn!("client certificate not renewed: {e:#}");
+                    tokio::time::sleep(RETRY).await;
+                }
+            },
+            () = until(end) => {
+                anyhow::bail!("it has been {} minutes since a valid client cert was found, exiting", WITHOUT.as_mins())
+            }
         }
-        tokio::time::sleep(Duration::from_secs(30)).await;
     }
 }
 

@@ -23,6 +23,8 @@ pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
 /// How often a request is looked at, until it is signed.
 const POLL: Duration = Duration::from_secs(1);
+/// How often the clock is looked at in a long wait.
+const LOOK: Duration = Duration::from_secs(30);
 
 /// A certificate with its key, and the file that holds both.
 #[derive(Debug, Clone)]
@@ -100,6 +102,26 @@ pub fn renewal(from: Timestamp, to: Timestamp, part: f64) -> Timestamp {
     let length = to.duration_since(from).as_secs_f64();
     let after = jiff::SignedDuration::try_from_secs_f64(length * (0.7 + 0.2 * part)).unwrap_or_default();
     from.checked_add(after).unwrap_or(to)
+}
+
+/// Waits until it is time to renew a certificate of this validity; for a moment at least.
+pub async fn wait_for_renewal(from: Timestamp, to: Timestamp) {
+    let at = renewal(from, to, rand::random());
+    let left = at.duration_since(Timestamp::now());
+    tracing::info!("Certificate expiration is {to}, rotation deadline is {at}");
+    tracing::info!("Waiting {}s for next certificate rotation", left.as_secs().max(0));
+    tokio::time::sleep(POLL).await;
+    until(at).await;
+}
+
+/// Waits until the clock shows `at`. Clocks are set: it is looked at again and again.
+pub async fn until(at: Timestamp) {
+    loop {
+        match Duration::try_from(at.duration_since(Timestamp::now())) {
+            Ok(left) if !left.is_zero() => tokio::time::sleep(left.min(LOOK)).await,
+            _ => return,
+        }
+    }
 }
 
 /// A request's name: it follows from the request, so that asking twice for the same is one object.

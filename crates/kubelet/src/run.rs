@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{Node, Pod, Service};
 use kube::runtime::watcher;
 use kube::{Api, Client, Resource};
 use parking_lot::Mutex;
-use pilothouse_client::config::connect;
+use pilothouse_client::config::{connect, replaceable};
 use pilothouse_client::{Change, EventRecorder, Informer};
 use pilothouse_component_base::metrics::Metrics as Registry;
 use pilothouse_component_base::notify;
@@ -39,14 +39,6 @@ use crate::server;
 use crate::stats::Stats;
 use crate::volumes::manager::Volumes;
 
-/// Why one run of the kubelet ended.
-enum End {
-    /// It was told to.
-    Stopped,
-    /// Its client certificate is new: it starts over with it. Pods run on.
-    Renewed,
-}
-
 /// Runs a kubelet until `stop`.
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     if config.fail_swap_on {
@@ -56,10 +48,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         std::fs::create_dir_all(dir).with_context(|| dir.display().to_string())?;
     }
     std::fs::create_dir_all(config.root_dir.join("pods"))?;
-    while let End::Renewed = run_once(&config, &stop).await? {
-        tracing::info!("starting over with a new client certificate");
-    }
-    Ok(())
+    run_once(&config, &stop).await
 }
 
 fn check_swap(swaps: &str) -> anyhow::Result<()> {
@@ -72,14 +61,14 @@ fn check_swap(swaps: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn run_once(config: &Config, stop: &Stop) -> anyhow::Result<End> {
+async fn run_once(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     bootstrap::bootstrap(config, stop).await?;
     if stop.stopped() {
-        return Ok(End::Stopped);
+        return Ok(());
     }
     let kubeconfig =
         config.kubeconfig.as_deref().ok_or_else(|| anyhow!("no kubeconfig: --kubeconfig is required"))?;
-    let client = connect(kubeconfig, USER_AGENT).await?;
+    let (client, replace) = replaceable(connect(kubeconfig, USER_AGENT).await?);
     let registry = Registry::default();
     let metrics = Metrics::new(&registry, &config.node_name);
     let ip = match config.node_ip {
@@ -121,9 +110,9 @@ async fn run_once(config: &Config, stop: &Stop) -> anyhow::Result<End> {
     );
     let (inner, stopped) = Stop::new();
     let result = tokio::select! {
-        r = start(&kubelet, &client, &registry, machine, services, ip, stopped) => r.map(|()| End::Stopped),
-        _ = stop.wait() => Ok(End::Stopped),
-        _ = bootstrap::renew(config, client.clone()) => Ok(End::Renewed),
+        r = start(&kubelet, &client, &registry, machine, services, ip, stopped) => r,
+        _ = stop.wait() => Ok(()),
+        r = bootstrap::keep_renewed(config, client.clone(), replace) => r,
     };
     inner.stop();
     kubelet.shut_down();
@@ -142,7 +131,7 @@ async fn start(
 ) -> anyhow::Result<()> {
     let config = &kubelet.config;
     wait_for_runtime(kubelet, &stop).await;
-    serving_certificate(config, client, ip).await?;
+    serving_certificate(config, client, ip, &stop)?;
     serve_health(kubelet, registry, &stop);
     notify::ready(USER_AGENT, "running");
     kubelet.recorder.normal(&node_reference(&config.node_name), "Starting", "Starting kubelet.");
@@ -283,36 +272,39 @@ async fn watch_usage(
 }
 
 /// Makes sure that the files of the serving certificate are there.
-async fn serving_certificate(config: &Config, client: &Client, ip: IpAddr) -> anyhow::Result<()> {
+fn serving_certificate(config: &Config, client: &Client, ip: IpAddr, stop: &Stop) -> anyhow::Result<()> {
     if let (Some(cert), Some(key)) = (&config.tls_cert_file, &config.tls_private_key_file) {
         return certificates::self_signed(cert, key, &config.node_name, &ip.to_string());
     }
-    let store = certificates::Store::server(&config.cert_dir);
-    if store.validity().is_some_and(|(_, end)| end > jiff::Timestamp::now()) {
-        return Ok(());
-    }
     std::fs::create_dir_all(&config.cert_dir)?;
-    let mut subject = certificates::node_subject(&config.node_name);
-    subject.hosts = vec![config.node_name.clone(), ip.to_string()];
-    let usages = ["digital signature", "key encipherment", "server auth"];
-    let client = client.clone();
     // It waits for somebody to approve it, and pods do not.
+    let (config, client, stop) = (config.clone(), client.clone(), stop.clone());
     tokio::spawn(async move {
-        if let Err(e) = certificates::ask(
-            &client,
-            &store,
-            "csr-",
-            certificates::SERVING_SIGNER,
-            &usages,
-            &subject,
-            |_| {},
-        )
-        .await
-        {
-            tracing::warn!("no serving certificate: {e:#}");
+        tokio::select! {
+            () = keep_serving_certificate(&config, &client, ip) => {}
+            _ = stop.wait() => {}
         }
     });
     Ok(())
+}
+
+/// Asks for a serving certificate where there is none, and for another whenever it is time.
+async fn keep_serving_certificate(config: &Config, client: &Client, ip: IpAddr) {
+    let store = certificates::Store::server(&config.cert_dir);
+    let mut subject = certificates::node_subject(&config.node_name);
+    subject.hosts = vec![config.node_name.clone()];
+    subject.hosts.extend(Some(ip.to_string()).filter(|i| *i != config.node_name));
+    let usages = ["digital signature", "key encipherment", "server auth"];
+    let signer = certificates::SERVING_SIGNER;
+    loop {
+        if let Some((from, to)) = store.validity() {
+            certificates::wait_for_renewal(from, to).await;
+        }
+        if let Err(e) = certificates::ask(client, &store, "csr-", signer, &usages, &subject, |_| {}).await {
+            tracing::warn!("no serving certificate: {e:#}");
+            tokio::time::sleep(bootstrap::RETRY).await;
+        }
+    }
 }
 
 fn serve_health(kubelet: &Arc<Kubelet>, registry: &Registry, stop: &Stop) {

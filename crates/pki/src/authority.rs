@@ -5,12 +5,15 @@ use std::path::Path;
 use std::time::Duration;
 
 use rcgen::{
-    BasicConstraints, CertificateParams, CertificateSigningRequestParams, DistinguishedName, DnType,
-    ExtendedKeyUsagePurpose, IsCa, Issuer, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
+    BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
+    KeyIdMethod, KeyPair, KeyUsagePurpose, PublicKeyData, SanType,
 };
 use time::OffsetDateTime;
+use x509_parser::extensions::ParsedExtension;
+use x509_parser::prelude::X509Certificate;
 
 use crate::files;
+use crate::names::{self, Asked};
 
 /// Clocks of hosts differ a little: certificates are valid from a moment before they were made, as Kubernetes' are.
 const BACKDATE: Duration = Duration::from_secs(300);
@@ -89,6 +92,8 @@ impl Issued {
 /// See the module.
 pub struct Authority {
     certificate: String,
+    /// Its name as it is written: certificates are found by the bytes.
+    subject: Vec<u8>,
     issuer: Issuer<'static, KeyPair>,
 }
 
@@ -107,8 +112,8 @@ impl Authority {
         ];
         validity(&mut params, Duration::from_secs(u64::from(years) * 365 * 86_400));
         let certificate = params.self_signed(&key)?.pem();
-        let issued = Issued { certificate: certificate.clone(), key: key.serialize_pem() };
-        Ok((Authority { certificate, issuer: Issuer::new(params, key) }, issued))
+        let issued = Issued { certificate, key: key.serialize_pem() };
+        Ok((Self::from_pem(&issued.certificate, &issued.key, common_name)?, issued))
     }
 
     /// From PEM text. `what` names the source in errors.
@@ -132,8 +137,10 @@ impl Authority {
         if !x509.validity().is_valid() {
             return Err(bad("the certificate has expired or is not yet valid".into()));
         }
-        let issuer = Issuer::from_ca_cert_pem(certificate, key).map_err(|e| bad(e.to_string()))?;
-        Ok(Authority { certificate: certificate.to_string(), issuer })
+        let mut params = CertificateParams::default();
+        params.key_identifier_method = key_identifier(&x509);
+        let subject = x509.subject().as_raw().to_vec();
+        Ok(Authority { certificate: certificate.to_string(), subject, issuer: Issuer::new(params, key) })
     }
 
     /// From two files.
@@ -153,9 +160,17 @@ impl Authority {
         Ok(authority)
     }
 
-    /// What certificates are signed with.
-    pub(crate) fn issuer(&self) -> &Issuer<'static, KeyPair> {
-        &self.issuer
+    /// Signs a certificate of these parameters for a key; its subject is given as it is to be written. PEM.
+    pub(crate) fn certify(
+        &self,
+        mut params: CertificateParams,
+        key: &impl PublicKeyData,
+        subject: &[u8],
+    ) -> Result<String, Error> {
+        params.use_authority_key_identifier_extension = true;
+        params.serial_number = Some(serial()?);
+        let made = params.signed_by(key, &self.issuer)?;
+        names::certificate(&made, &self.subject, subject, self.issuer.key())
     }
 
     /// The authority's certificate, PEM.
@@ -168,27 +183,22 @@ impl Authority {
         let key = KeyPair::generate()?;
         let mut params = leaf(subject, usage.extended())?;
         validity(&mut params, valid);
-        let certificate = params.signed_by(&key, &self.issuer)?.pem();
+        let made = params.signed_by(&key, &self.issuer)?;
+        let own = names::subject(&made)?;
+        let certificate = names::certificate(&made, &self.subject, &own, self.issuer.key())?;
         Ok(Issued { certificate, key: key.serialize_pem() })
     }
 
     /// Signs a PEM request. The subject, names and key are the request's; usages and times are the signer's: for
     /// `expires` from now, but never longer than the authority itself.
     pub fn sign(&self, request: &str, usages: &[String], expires: Duration) -> Result<String, Error> {
-        let mut csr =
-            CertificateSigningRequestParams::from_pem(request).map_err(|e| Error::Request(e.to_string()))?;
-        csr.params.is_ca = IsCa::NoCa;
-        csr.params.key_usages = usages.iter().filter_map(|u| key_usage(u)).collect();
-        csr.params.extended_key_usages = usages.iter().filter_map(|u| extended_key_usage(u)).collect();
-        csr.params.custom_extensions.clear();
-        csr.params.use_authority_key_identifier_extension = true;
-        csr.params.serial_number = Some(serial()?);
-        validity(&mut csr.params, expires);
-        let own_end = self.expires_at()?;
-        if csr.params.not_after > own_end {
-            csr.params.not_after = own_end;
-        }
-        Ok(csr.signed_by(&self.issuer)?.pem())
+        let Asked { mut params, key, subject } = names::asked(request).map_err(Error::Request)?;
+        params.is_ca = IsCa::NoCa;
+        params.key_usages = usages.iter().filter_map(|u| key_usage(u)).collect();
+        params.extended_key_usages = usages.iter().filter_map(|u| extended_key_usage(u)).collect();
+        validity(&mut params, expires);
+        params.not_after = params.not_after.min(self.expires_at()?);
+        self.certify(params, &key, &subject)
     }
 
     /// When its own certificate ends.
@@ -199,6 +209,15 @@ impl Authority {
         let x509 = pem.parse_x509().map_err(|e| bad(e.to_string()))?;
         Ok(x509.validity().not_after.to_datetime())
     }
+}
+
+/// By what an authority's key is named in what it signs.
+fn key_identifier(authority: &X509Certificate) -> KeyIdMethod {
+    let given = authority.extensions().iter().find_map(|e| match e.parsed_extension() {
+        ParsedExtension::SubjectKeyIdentifier(k) => Some(KeyIdMethod::PreSpecified(k.0.to_vec())),
+        _ => None,
+    });
+    given.unwrap_or(KeyIdMethod::Sha256)
 }
 
 /// A self-signed server certificate, as `kube-apiserver` and `kubelet` make one where they are given none.

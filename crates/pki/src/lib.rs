@@ -6,6 +6,7 @@
 pub mod authority;
 pub mod cfssl;
 pub mod files;
+mod names;
 pub mod tls;
 pub mod tokens;
 

@@ -6,6 +6,7 @@
 //! Values stay on disk (in redb's page cache) and are not kept twice: the API server's watch cache has them already.
 //! The last few MiB of events are kept in memory for watches.
 
+mod copy;
 mod disk;
 mod expiry;
 mod feed;
@@ -24,6 +25,7 @@ use bytes::Bytes;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::{oneshot, watch};
 
+pub use self::copy::Copied;
 use self::expiry::Expiry;
 use self::index::{Index, Version};
 use self::ring::Ring;
@@ -127,6 +129,19 @@ impl EmbeddedStore {
         let inner = self.inner.clone();
         let _ = tokio::task::spawn_blocking(move || inner.storage.close()).await;
         self.inner.progress.send_modify(|p| p.closed = true);
+    }
+
+    /// Where its files are.
+    pub(crate) fn dir(&self) -> &Path {
+        &self.inner.dir
+    }
+
+    /// Ends when the store has been closed or is gone altogether.
+    pub(crate) fn closed(&self) -> impl Future<Output = ()> + use<> {
+        let mut progress = self.inner.progress.subscribe();
+        async move {
+            let _ = progress.wait_for(|p| p.closed).await;
+        }
     }
 
     async fn submit(&self, change: Change) -> Result<Reply, Error> {

@@ -122,9 +122,13 @@ impl EtcdStore {
 }
 
 fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, Error> {
-    let read = |path: &PathBuf| {
-        std::fs::read(path).map_err(|e| Error::Broken(format!("etcd: {}: {e}", path.display())))
+    let read = |path: &PathBuf, label: &str| {
+        let fault = |why: String| Error::Broken(format!("etcd: {}: {why}", path.display()));
+        let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
+        let found = text.lines().any(|l| l.starts_with("-----BEGIN") && l.contains(label));
+        if found { Ok(text) } else { Err(fault(format!("there is no {} in it", label.to_lowercase()))) }
     };
+    const CERTIFICATE: &str = "CERTIFICATE";
     // Pings find a peer that is gone without a word; etcd refuses them more often than every five seconds, and while
     // nothing is under way.
     let options = ConnectOptions::new()
@@ -139,10 +143,12 @@ fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, Error> {
     }
     let mut tls = TlsOptions::new();
     if let Some(ca) = ca {
-        tls = tls.ca_certificate(Certificate::from_pem(read(ca)?));
+        tls = tls.ca_certificate(Certificate::from_pem(read(ca, CERTIFICATE)?));
     }
     match (cert, key) {
-        (Some(cert), Some(key)) => tls = tls.identity(Identity::from_pem(read(cert)?, read(key)?)),
+        (Some(cert), Some(key)) => {
+            tls = tls.identity(Identity::from_pem(read(cert, CERTIFICATE)?, read(key, "PRIVATE KEY")?))
+        }
         (None, None) => {}
         _ => return Err(Error::Broken("etcd: a client certificate and its key go together".into())),
     }

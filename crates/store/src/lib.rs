@@ -6,6 +6,7 @@
 
 pub mod embedded;
 pub mod etcd;
+pub mod snapshot;
 
 use std::pin::Pin;
 use std::time::Duration;

@@ -3,7 +3,8 @@
 
     checker.py --cert ADMIN.pem --key ADMIN-key.pem --stop FILE https://A:6443 https://B:6443
 
-Runs until FILE exists; then waits until everything can be compared and prints one line of JSON:
+Prints `begun` when its clients are at work and runs until FILE exists; then waits until everything can be compared and
+prints one line of JSON:
   writes     acknowledged writes; `errors`: refused or unanswered ones, each tried again
   gap        the longest time without an acknowledged write, in seconds
   lost       acknowledged writes that are not there afterwards
@@ -218,6 +219,7 @@ def main():
     begun = time.monotonic()
     for thread in [*writers, reader]:
         thread.start()
+    print("begun", flush=True)
     while not os.path.exists(args.stop):
         time.sleep(0.1)
     end.set()

@@ -8,6 +8,7 @@ use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, Server
 use rustls::client::{WebPkiServerVerifier, verify_server_name};
 use rustls::crypto::CryptoProvider;
 use rustls::server::ParsedCertificate;
+use rustls::sign::CertifiedKey;
 use rustls::{CertificateError, ClientConfig, DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
@@ -58,7 +59,11 @@ pub fn identity(certificate: &[u8], key: &[u8]) -> Result<Identity, String> {
 /// A certificate and its key from files; errors name the file.
 pub fn identity_of_files(certificate: &Path, key: &Path) -> Result<Identity, String> {
     let read = |p: &Path| std::fs::read(p).map_err(|e| format!("{}: {e}", p.display()));
-    identity(&read(certificate)?, &read(key)?).map_err(|e| format!("{}: {e}", certificate.display()))
+    let (chain, der) =
+        identity(&read(certificate)?, &read(key)?).map_err(|e| format!("{}: {e}", certificate.display()))?;
+    CertifiedKey::from_der(chain.clone(), der.clone_key(), &provider())
+        .map_err(|e| format!("{}, with the certificate {}: {e}", key.display(), certificate.display()))?;
+    Ok((chain, der))
 }
 
 /// A client's configuration: HTTP/1.1 without ALPN, as upgrades need it.

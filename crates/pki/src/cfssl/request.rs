@@ -2,15 +2,12 @@
 
 use std::net::IpAddr;
 
-use base64::Engine;
-use rcgen::{
-    CertificateParams, DistinguishedName, DnType, DnValue, KeyIdMethod, KeyPair, PublicKeyData, RsaKeySize,
-    SanType,
-};
+use rcgen::{CertificateParams, DnValue, KeyIdMethod, KeyPair, PublicKeyData, RsaKeySize, SanType};
 use serde::Deserialize;
 use x509_parser::asn1_rs::{FromDer, Integer, OctetString, Sequence};
 
 use super::Fault;
+use crate::names::{self, pem};
 
 /// What `print-defaults csr` shows.
 pub(super) const DEFAULT: &str = r#"{
@@ -105,44 +102,41 @@ impl Request {
         serde_json::from_str(text).map_err(|e| Fault::Input(format!("{path}: {e}")))
     }
 
-    /// Subject and names, as a certificate's parameters; `hosts` replaces the request's where there are any.
+    /// Alternative names, as a certificate's parameters; `hosts` replaces the request's where there are any.
     pub fn params(&self, hosts: &[String], path: &str) -> Result<CertificateParams, Fault> {
         let fault = |e: String| Fault::Input(format!("{path}: {e}"));
         let mut params = CertificateParams::default();
-        params.distinguished_name = self.subject().map_err(fault)?;
         let own = self.hosts.as_deref().unwrap_or_default();
-        params.subject_alt_names = names(if hosts.is_empty() { own } else { hosts }).map_err(fault)?;
+        params.subject_alt_names =
+            alternative_names(if hosts.is_empty() { own } else { hosts }).map_err(fault)?;
         Ok(params)
     }
 
-    fn subject(&self) -> Result<DistinguishedName, String> {
-        let mut dn = DistinguishedName::new();
-        type Part = (&'static str, DnType, fn(&Name) -> &String);
+    /// The subject as it is written: what `names` has of one kind goes together, as with Go.
+    pub fn subject(&self, path: &str) -> Result<Vec<u8>, Fault> {
+        type Part = (u8, fn(&Name) -> &String);
         let parts: [Part; 5] = [
-            ("C", DnType::CountryName, |n| &n.country),
-            ("ST", DnType::StateOrProvinceName, |n| &n.state),
-            ("L", DnType::LocalityName, |n| &n.locality),
-            ("O", DnType::OrganizationName, |n| &n.organization),
-            ("OU", DnType::OrganizationalUnitName, |n| &n.unit),
+            (6, |n| &n.country),
+            (8, |n| &n.state),
+            (7, |n| &n.locality),
+            (10, |n| &n.organization),
+            (11, |n| &n.unit),
         ];
-        for (what, kind, get) in parts {
-            for value in self.names.iter().map(get).filter(|v| !v.is_empty()) {
-                if dn.get(&kind).is_some() {
-                    return Err(format!("names: more than one {what} in a subject is not supported"));
-                }
-                dn.push(kind.clone(), dn_value(value));
-            }
+        let mut sets: Vec<(u8, Vec<DnValue>)> = parts
+            .into_iter()
+            .map(|(kind, get)| {
+                let values = self.names.iter().map(get).filter(|v| !v.is_empty());
+                (kind, values.map(|v| dn_value(v)).collect())
+            })
+            .collect();
+        let own = |text: &String| if text.is_empty() { Vec::new() } else { vec![dn_value(text)] };
+        sets.push((3, own(&self.common_name)));
+        sets.push((5, own(&self.serial_number)));
+        sets.retain(|(_, values)| !values.is_empty());
+        if sets.is_empty() {
+            return Err(Fault::Input(format!("{path}: it has neither a CN nor names")));
         }
-        if !self.common_name.is_empty() {
-            dn.push(DnType::CommonName, dn_value(&self.common_name));
-        }
-        if !self.serial_number.is_empty() {
-            dn.push(DnType::CustomDnType(vec![2, 5, 4, 5]), dn_value(&self.serial_number));
-        }
-        if dn.iter().next().is_none() {
-            return Err("it has neither a CN nor names".into());
-        }
-        Ok(dn)
+        Ok(names::name(&sets))
     }
 
     /// Makes the key that the request asks for: ECDSA P-256 where it does not say.
@@ -182,7 +176,7 @@ fn dn_value(text: &str) -> DnValue {
 }
 
 /// Alternative names, DNS names first, then mail addresses, then addresses.
-pub(super) fn names(hosts: &[String]) -> Result<Vec<SanType>, String> {
+pub(super) fn alternative_names(hosts: &[String]) -> Result<Vec<SanType>, String> {
     let (mut dns, mut mail, mut ips) = (Vec::new(), Vec::new(), Vec::new());
     for host in hosts.iter().map(|h| h.trim()) {
         if host.is_empty() {
@@ -230,20 +224,6 @@ fn classic_pem(pair: &KeyPair) -> Option<String> {
     Some(pem("RSA PRIVATE KEY", inner.as_ref()))
 }
 
-fn pem(label: &str, der: &[u8]) -> String {
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let mut out = format!("-----BEGIN {label}-----\n");
-    let mut rest = text.as_str();
-    while !rest.is_empty() {
-        let (line, after) = rest.split_at(rest.len().min(64));
-        out.push_str(line);
-        out.push('\n');
-        rest = after;
-    }
-    out.push_str(&format!("-----END {label}-----\n"));
-    out
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -273,14 +253,14 @@ mod tests {
             assert!(e.starts_with(text), "{e}");
         }
         for (request, text) in [
-            ("{}", "f: it has neither a CN nor names"),
-            (r#"{"names": [{"O": "a"}, {"O": "b"}]}"#, "f: names: more than one O"),
             (r#"{"CN": "a", "hosts": ["20.0.0.1000"]}"#, "f: hosts: \"20.0.0.1000\" is not an IP address"),
             (r#"{"CN": "a", "hosts": [""]}"#, "f: hosts: an empty name"),
         ] {
             let e = Request::parse(request, "f").unwrap().params(&[], "f").unwrap_err().to_string();
             assert!(e.starts_with(text), "{e}");
         }
+        let e = Request::parse("{}", "f").unwrap().subject("f").unwrap_err().to_string();
+        assert_eq!(e, "f: it has neither a CN nor names");
         assert!(Request::parse("{\n", "f.json").unwrap_err().to_string().starts_with("f.json: EOF"));
     }
 }

@@ -26,7 +26,8 @@ const CHANGES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("changes")
 const VALUES: TableDefinition<'_, u64, &[u8]> = TableDefinition::new("values");
 
 const FORMAT: u64 = 1;
-const FILE: &str = "store.redb";
+/// The database's name in the store's folder.
+pub(super) const FILE: &str = "store.redb";
 
 /// Opens the database file; tests put faults between redb and the file here.
 pub(super) type Opener = Box<dyn Fn(&Path) -> Result<Database, DatabaseError> + Send + Sync>;

@@ -24,6 +24,8 @@ const GARBAGE: usize = 5000;
 const SPARSE: u64 = 4;
 /// Pause after the database could not be written.
 const RETRY: Duration = Duration::from_secs(1);
+/// About how many bytes [`Snapshot::part`] gives at a time.
+const PART: usize = 4 << 20;
 
 /// Changes that are in one log file.
 #[derive(Default)]
@@ -313,5 +315,35 @@ impl Snapshot<'_> {
             }
         }
         Ok(rows)
+    }
+
+    /// What happened from revision `from` up to and with `through`, with the values, oldest first: as much of it as
+    /// goes together, and nothing where there is no more.
+    pub(super) fn part(&self, from: u64, through: u64) -> Result<Vec<(Row, Bytes)>, Error> {
+        let (mut part, mut bytes) = (Vec::new(), 0);
+        let newest = self.disk.newest()?;
+        for row in self.disk.rows(from, through + 1)? {
+            let row = row?;
+            let revision = row.version.revision;
+            let value = match row.version.create {
+                0 => Bytes::new(),
+                _ => self
+                    .disk
+                    .value(revision)?
+                    .ok_or_else(|| Error::Broken(format!("the value of revision {revision} is missing")))?,
+            };
+            bytes += row.key.len() + value.len();
+            part.push((row, value));
+            if bytes >= PART {
+                return Ok(part);
+            }
+        }
+        let from = from.max(newest + 1);
+        if from <= through {
+            for segment in self.recent.segments() {
+                part.extend(segment.0.read().range(from..=through).map(|(_, change)| change.clone()));
+            }
+        }
+        Ok(part)
     }
 }

@@ -249,7 +249,7 @@ impl Inner {
     }
 
     /// Bytes that are left on the file system; everything where it does not say.
-    fn free_space(&self) -> u64 {
+    pub(super) fn free_space(&self) -> u64 {
         nix::sys::statvfs::statvfs(&self.dir)
             .map(|s| s.blocks_available() * s.fragment_size())
             .unwrap_or(u64::MAX)

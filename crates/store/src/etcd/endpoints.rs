@@ -68,8 +68,9 @@ impl Endpoints {
             if !convert::is_members_fault(&error) {
                 return Err(error);
             }
-            last = Error::Unavailable(format!("etcd {}: {}", endpoint.url, cause(error)));
-            self.leave(i);
+            let why = cause(error);
+            self.leave(i, &why);
+            last = Error::Unavailable(format!("etcd {}: {why}", endpoint.url));
             if sent && !again {
                 break;
             }
@@ -78,11 +79,11 @@ impl Endpoints {
     }
 
     /// Goes on to the next member, unless somebody else already did.
-    fn leave(&self, i: usize) {
+    fn leave(&self, i: usize, why: &str) {
         if self.all.len() > 1 {
             let next = (i + 1) % self.all.len();
             if self.current.compare_exchange(i, next, Ordering::Relaxed, Ordering::Relaxed).is_ok() {
-                tracing::warn!("etcd: leaving {} for {}", self.all[i].url, self.all[next].url);
+                tracing::warn!("etcd: leaving {} for {}: {why}", self.all[i].url, self.all[next].url);
             }
         }
     }

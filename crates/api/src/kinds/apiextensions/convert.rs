@@ -36,6 +36,10 @@ pub(super) fn from_v1beta1(crd: &mut Value) {
         json::set(spec, &["versions"], json!([{"name": name, "storage": true, "served": true}]));
     }
     json::set_default(spec, &["preserveUnknownFields"], true);
+    // In v1 false is what is not written.
+    if *get(spec, &["preserveUnknownFields"]) == false {
+        json::remove(spec, &["preserveUnknownFields"]);
+    }
     json::set_default(spec, &["conversion"], json!({"strategy": "None"}));
     rename_columns(spec, "JSONPath", "jsonPath");
     for (own, top) in SHARED {
