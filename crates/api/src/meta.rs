@@ -128,7 +128,7 @@ fn field_manager(manager: &str, path: &Path) -> ErrorList {
         errs.push(field::too_long(path, 128));
     }
     for (i, c) in manager.char_indices().filter(|(_, c)| c.is_control()) {
-        let text = format!("invalid character U+{:04X} (at position {i}), must be printable", u32::from(c));
+        let text = format!("invalid character U+{:04X} (at position {i})", u32::from(c));
         errs.push(field::invalid(path, manager, &text));
     }
     errs
@@ -150,6 +150,35 @@ fn managed_fields(object: &Value, path: &Path) -> ErrorList {
     errs
 }
 
+/// An owner reference as Go prints it, with an address of ours for what is a pointer there.
+fn shown_owner(owner: &Value) -> String {
+    let text = |f: &str| go::quote(str_at(owner, &[f]));
+    let pointer = |f: &str| {
+        let at = if get(owner, &[f]).is_null() { "nil" } else { "0xc000000000" };
+        format!("(*bool)({at})")
+    };
+    format!(
+        "v1.OwnerReference{{APIVersion:{}, Kind:{}, Name:{}, UID:{}, Controller:{}, BlockOwnerDeletion:{}}}",
+        text("apiVersion"),
+        text("kind"),
+        text("name"),
+        text("uid"),
+        pointer("controller"),
+        pointer("blockOwnerDeletion")
+    )
+}
+
+/// A time as Go prints it.
+fn shown_time(time: &str) -> String {
+    match Timestamp::parse(time) {
+        Ok(t) => {
+            let text = t.rfc3339();
+            format!("{} +0000 UTC", text.trim_end_matches('Z').replacen('T', " ", 1))
+        }
+        Err(_) => "null".into(),
+    }
+}
+
 fn owner_references(object: &Value, path: &Path) -> ErrorList {
     let path = path.child("ownerReferences");
     let mut errs = ErrorList::new();
@@ -169,11 +198,8 @@ fn owner_references(object: &Value, path: &Path) -> ErrorList {
             }
         }
         if api_version == "v1" && kind == "Event" {
-            errs.push(field::invalid(
-                &path,
-                owner.clone(),
-                "/v1, Kind=Event is disallowed from being an owner",
-            ));
+            let why = "/v1, Kind=Event is disallowed from being an owner";
+            errs.push(field::invalid_shown(&path, &shown_owner(owner), why));
         }
         if bool_at(owner, &["controller"]) {
             let name = str_at(owner, &["name"]);
@@ -182,7 +208,9 @@ fn owner_references(object: &Value, path: &Path) -> ErrorList {
                     let text = format!(
                         "Only one reference can have Controller set to true. Found \"true\" in references for {first} and {name}"
                     );
-                    errs.push(field::invalid(&path, Value::Array(owners.to_vec()), &text));
+                    let all: Vec<String> = owners.iter().map(shown_owner).collect();
+                    let shown = format!("[]v1.OwnerReference{{{}}}", all.join(", "));
+                    errs.push(field::invalid_shown(&path, &shown, &text));
                 }
                 None => controller = Some(name),
             }
@@ -308,7 +336,10 @@ pub fn validate_update(new: &Value, old: &Value, standard: bool) -> ErrorList {
     for name in ["name", "namespace", "uid", "creationTimestamp", "deletionTimestamp"] {
         let value = str_at(new, &["metadata", name]);
         if value != str_at(old, &["metadata", name]) {
-            errs.push(field::invalid(&path.child(name), value, "field is immutable"));
+            errs.push(match name.ends_with("Timestamp") {
+                true => field::invalid_shown(&path.child(name), &shown_time(value), "field is immutable"),
+                false => field::invalid(&path.child(name), value, "field is immutable"),
+            });
         }
     }
     let grace = &["metadata", "deletionGracePeriodSeconds"][..];
@@ -377,6 +408,20 @@ mod tests {
                 "metadata.finalizers: Forbidden: no new finalizers can be added if the object is being deleted, found new finalizers []string{\"e.com/y\"}",
                 "metadata.resourceVersion: Invalid value: \"\": must be specified for an update",
                 "metadata.uid: Invalid value: \"2\": field is immutable",
+            ]
+        );
+    }
+
+    #[test]
+    fn values_are_shown_as_go_does() {
+        let old = json!({"metadata": {"resourceVersion": "5"}});
+        let new = json!({"metadata": {"resourceVersion": "5", "deletionTimestamp": "2001-01-01T00:00:00Z",
+            "ownerReferences": [{"apiVersion": "v1", "kind": "Event", "name": "e", "uid": "u"}]}});
+        assert_eq!(
+            texts(&validate_update(&new, &old, true)),
+            [
+                "metadata.deletionTimestamp: Invalid value: 2001-01-01 00:00:00 +0000 UTC: field is immutable",
+                "metadata.ownerReferences: Invalid value: v1.OwnerReference{APIVersion:\"v1\", Kind:\"Event\", Name:\"e\", UID:\"u\", Controller:(*bool)(nil), BlockOwnerDeletion:(*bool)(nil)}: /v1, Kind=Event is disallowed from being an owner",
             ]
         );
     }

@@ -48,6 +48,7 @@ pub static API_SERVICE: Kind = Kind {
         AGE,
     ],
     row,
+    update_checks: (1, 1),
     ..Kind::new(
         "APIService",
         "apiservices",

@@ -146,10 +146,9 @@ fn prepare_update(new: &mut Value, old: &Value, context: &Context) {
             date_conditions(new, old);
         }
         "status" => {
-            if is_beta(context) {
+            let kept = keep_verdicts(new, old);
+            if is_beta(context) && !kept {
                 copy(new, old, &["status", "conditions"]);
-            } else {
-                keep_verdicts(new, old);
             }
             date_conditions(new, old);
         }
@@ -164,20 +163,23 @@ fn of_type<'a>(csr: &'a Value, type_: &str) -> Vec<&'a Value> {
     list_at(csr, &["status", "conditions"]).iter().filter(|c| str_at(c, &["type"]) == type_).collect()
 }
 
-/// An update of the status without approval or denial keeps those that are there.
-fn keep_verdicts(new: &mut Value, old: &Value) {
+/// An update of the status keeps approvals and denials as they are. Whether it does, in number.
+fn keep_verdicts(new: &mut Value, old: &Value) -> bool {
+    let mut kept = true;
     for type_ in ["Approved", "Denied"] {
         let before: Vec<Value> = of_type(old, type_).into_iter().cloned().collect();
         let now: Vec<&mut Value> = list_mut(new, &["status", "conditions"])
             .iter_mut()
             .filter(|c| str_at(c, &["type"]) == type_)
             .collect();
+        kept &= before.len() == now.len();
         if before.len() == now.len() {
             for (condition, before) in now.into_iter().zip(before) {
                 *condition = before;
             }
         }
     }
+    kept
 }
 
 /// Conditions get the times that they lack.
@@ -292,7 +294,7 @@ fn faults(csr: &Value, allow: Allow) -> ErrorList {
 /// Faults of a signer's name: `<domain>/<path>`.
 pub fn signer_name_faults(name: &str, path: &Path) -> ErrorList {
     if name.is_empty() {
-        return vec![field::required(path, "")];
+        return vec![field::required(path, "signerName must be provided")];
     }
     let segments: Vec<&str> = name.split('/').collect();
     let [domain, rest] = segments[..] else {
@@ -307,10 +309,13 @@ pub fn signer_name_faults(name: &str, path: &Path) -> ErrorList {
         errs.push(field::too_long(path, 253));
     }
     let mut labels = |segment: &str, check: fn(&str) -> Vec<String>| {
-        for label in segment.split('.') {
-            for message in check(label) {
-                errs.push(field::invalid(path, segment, &format!("validating label {label:?}: {message}")));
-            }
+        // Of several faulty labels the first is told.
+        let faulty =
+            segment.split('.').map(|label| (label, check(label))).find(|(_, faults)| !faults.is_empty());
+        for (label, message) in
+            faulty.into_iter().flat_map(|(l, faults)| faults.into_iter().map(move |m| (l, m)))
+        {
+            errs.push(field::invalid(path, segment, &format!("validating label {label:?}: {message}")));
         }
     };
     labels(domain, names::dns1123_label);
@@ -443,6 +448,29 @@ mod tests {
         assert_eq!(faults("example.com/x"), 0);
         assert_eq!(faults("example/x"), 1);
         assert_eq!(faults("EXAMPLE.com/x"), 1);
+        // Of two bad labels the first.
+        assert_eq!(faults("A.B.com/x"), 1);
+        assert_eq!(
+            signer_name_faults("", &Path::new("s"))[0].to_string(),
+            "s: Required value: signerName must be provided"
+        );
+    }
+
+    #[test]
+    fn a_beta_status_may_add_other_conditions() {
+        let approved = json!({"type": "Approved", "status": "True", "reason": "r"});
+        let failed = json!({"type": "Failed", "status": "True"});
+        let old = json!({"spec": {}, "status": {"conditions": [approved]}});
+        let beta = context("certificates.k8s.io/v1beta1", "status");
+        let types = |conditions: Value| -> Vec<String> {
+            let mut new = json!({"spec": {}, "status": {"conditions": conditions}});
+            prepare_update(&mut new, &old, &beta);
+            let of = |c: &Value| format!("{}{}", str_at(c, &["type"]), str_at(c, &["reason"]));
+            list_at(&new, &["status", "conditions"]).iter().map(of).collect()
+        };
+        assert_eq!(types(json!([{"type": "Approved", "status": "True"}, failed])), ["Approvedr", "Failed"]);
+        // Without the approval, nothing changes.
+        assert_eq!(types(json!([failed])), ["Approvedr"]);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{i64_at, str_at};
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use super::columns::{AGE, NAME, text};
@@ -18,8 +19,8 @@ pub static LEASE: Kind = Kind {
     create_on_update: true,
     allow_unconditional_update: false,
     storage_version: "coordination.k8s.io/v1",
-    validate: |lease, _| faults(lease),
-    validate_update: |new, _, _| faults(new),
+    validate: faults,
+    validate_update: |new, _, context| faults(new, context),
     columns: &[
         NAME,
         text("Holder", "holderIdentity contains the identity of the holder of a current lease."),
@@ -46,14 +47,16 @@ pub static LEASE_CANDIDATE: Kind = Kind {
     ..Kind::new("LeaseCandidate", "leasecandidates", "leasecandidate", &[Version::newer(GROUP, "v1beta1")])
 };
 
-fn faults(lease: &Value) -> ErrorList {
+fn faults(lease: &Value, context: &Context) -> ErrorList {
     let mut errs = ErrorList::new();
     let path = Path::new("spec");
     if let Some(seconds) = i64_at(lease, &["spec", "leaseDurationSeconds"]).filter(|s| *s <= 0) {
         errs.push(field::invalid(&path.child("leaseDurationSeconds"), seconds, "must be greater than 0"));
     }
     if let Some(n) = i64_at(lease, &["spec", "leaseTransitions"]).filter(|n| *n < 0) {
-        errs.push(field::invalid(&path.child("leaseTransitions"), n, "must be greater or equal than 0"));
+        let word = if context.release == Release::V1_20 { "to" } else { "be" };
+        let why = format!("must {word} greater or equal than 0");
+        errs.push(field::invalid(&path.child("leaseTransitions"), n, &why));
     }
     errs
 }
@@ -68,23 +71,31 @@ fn candidate_faults(candidate: &Value, _context: &Context) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::version::NEWEST;
     use serde_json::json;
 
     use super::*;
 
     #[test]
     fn lease_faults() {
-        let texts: Vec<String> =
-            faults(&json!({"spec": {"leaseDurationSeconds": 0, "leaseTransitions": -1}}))
-                .iter()
-                .map(ToString::to_string)
-                .collect();
+        let texts = |release| -> Vec<String> {
+            let context = Context {
+                release,
+                subresource: "",
+                api_version: "coordination.k8s.io/v1",
+                allow_privileged: true,
+                gates: &[],
+            };
+            let lease = json!({"spec": {"leaseDurationSeconds": 0, "leaseTransitions": -1}});
+            faults(&lease, &context).iter().map(ToString::to_string).collect()
+        };
         assert_eq!(
-            texts,
+            texts(NEWEST),
             [
                 "spec.leaseDurationSeconds: Invalid value: 0: must be greater than 0",
                 "spec.leaseTransitions: Invalid value: -1: must be greater or equal than 0",
             ]
         );
+        assert!(texts(Release::V1_20)[1].ends_with("must to greater or equal than 0"));
     }
 }

@@ -26,7 +26,6 @@ pub static KINDS: &[&Kind] = &[&ENDPOINT_SLICE];
 /// The kind.
 pub static ENDPOINT_SLICE: Kind = Kind {
     has_generation: true,
-    create_on_update: true,
     storage_version: "discovery.k8s.io/v1beta1",
     default: |slice, _| {
         for port in list_mut(slice, &["ports"]) {
@@ -36,9 +35,9 @@ pub static ENDPOINT_SLICE: Kind = Kind {
     },
     prepare_create: |slice, context| drop_disabled(slice, None, context),
     prepare_update: |new, old, context| drop_disabled(new, Some(old), context),
-    validate: |slice, _| faults(slice),
-    validate_update: |new, old, _| {
-        let mut errs = faults(new);
+    validate: |slice, context| faults(slice, context.release),
+    validate_update: |new, old, context| {
+        let mut errs = faults(new, context.release);
         errs.extend(immutable_at(new, old, &["addressType"]));
         errs
     },
@@ -118,7 +117,7 @@ fn drop_disabled(slice: &mut Value, old: Option<&Value>, context: &Context) {
     }
 }
 
-fn faults(slice: &Value) -> ErrorList {
+fn faults(slice: &Value, release: Release) -> ErrorList {
     const TYPES: &[&str] = &["FQDN", "IPv4", "IPv6"];
     let mut errs = ErrorList::new();
     let type_ = str_at(slice, &["addressType"]);
@@ -128,12 +127,12 @@ fn faults(slice: &Value) -> ErrorList {
     } else if !TYPES.contains(&type_) {
         errs.push(field::not_supported(&at, type_, TYPES));
     }
-    errs.extend(endpoint_faults(list_at(slice, &["endpoints"]), type_));
+    errs.extend(endpoint_faults(list_at(slice, &["endpoints"]), type_, release));
     errs.extend(port_faults(list_at(slice, &["ports"])));
     errs
 }
 
-fn endpoint_faults(endpoints: &[Value], type_: &str) -> ErrorList {
+fn endpoint_faults(endpoints: &[Value], type_: &str, release: Release) -> ErrorList {
     let mut errs = ErrorList::new();
     let path = Path::new("endpoints");
     if endpoints.len() > 1000 {
@@ -150,7 +149,7 @@ fn endpoint_faults(endpoints: &[Value], type_: &str) -> ErrorList {
             errs.push(field::too_many(&at, addresses.len(), 100));
         }
         for (j, address) in addresses.into_iter().enumerate() {
-            errs.extend(address_faults(address, type_, &at.index(j)));
+            errs.extend(address_faults(address, type_, &at.index(j), release));
         }
         if let Some(node) = get(endpoint, &["nodeName"]).as_str() {
             errs.extend(node_name(node, &path.child("nodeName")));
@@ -167,15 +166,20 @@ fn endpoint_faults(endpoints: &[Value], type_: &str) -> ErrorList {
     errs
 }
 
-fn address_faults(address: &str, type_: &str, path: &Path) -> ErrorList {
+fn address_faults(address: &str, type_: &str, path: &Path, release: Release) -> ErrorList {
     match type_ {
-        "IPv4" if !names::is_ipv4(address) => {
-            vec![field::invalid(path, address, "must be a valid IPv4 address")]
+        "IPv4" | "IPv6" => {
+            let fits = if type_ == "IPv4" { names::is_ipv4 } else { names::is_ipv6 };
+            let mut errs = ErrorList::new();
+            if !fits(address) {
+                errs.push(field::invalid(path, address, &format!("must be a valid {type_} address")));
+            }
+            // v1.20.2 takes any address here; v1.20.7 was the first that did not (CVE-2021-25737).
+            if release != Release::V1_20 {
+                errs.extend(non_special_ip(address, path, release));
+            }
+            errs
         }
-        "IPv6" if !names::is_ipv6(address) => {
-            vec![field::invalid(path, address, "must be a valid IPv6 address")]
-        }
-        "IPv4" | "IPv6" => non_special_ip(address, path),
         "FQDN" => domain_faults(address, path),
         _ => ErrorList::new(),
     }
@@ -282,20 +286,26 @@ mod tests {
 
     #[test]
     fn slice_faults() {
-        let texts: Vec<String> = faults(&json!({"addressType": "IPv4",
-            "endpoints": [{"addresses": ["", "127.0.0.1"]}, {}],
-            "ports": [{"name": "", "protocol": "TCP"}, {"name": "", "protocol": "X"}]}))
-        .iter()
-        .map(ToString::to_string)
-        .collect();
+        let texts = |slice: &Value, release| -> Vec<String> {
+            faults(slice, release).iter().map(ToString::to_string).collect()
+        };
+        let slice = json!({"addressType": "IPv4", "endpoints": [{"addresses": ["", "127.0.0.1"]}, {}],
+            "ports": [{"name": "", "protocol": "TCP"}, {"name": "", "protocol": "X"}]});
         assert_eq!(
-            texts,
+            texts(&slice, Release::V1_20),
             [
                 "endpoints[0].addresses[0]: Invalid value: \"\": must be a valid IPv4 address",
-                "endpoints[0].addresses[1]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
                 "endpoints[1].addresses: Required value: must contain at least 1 address",
                 "ports[1].name: Duplicate value: \"\"",
                 "ports[1].protocol: Unsupported value: \"X\": supported values: \"SCTP\", \"TCP\", \"UDP\"",
+            ]
+        );
+        assert_eq!(
+            texts(&slice, NEWEST)[..3],
+            [
+                "endpoints[0].addresses[0]: Invalid value: \"\": must be a valid IPv4 address",
+                "endpoints[0].addresses[0]: Invalid value: \"\": must be a valid IP address",
+                "endpoints[0].addresses[1]: Invalid value: \"127.0.0.1\": may not be in the loopback range (127.0.0.0/8, ::1/128)",
             ]
         );
     }

@@ -24,11 +24,16 @@ pub static RUNTIME_CLASS: Kind = Kind {
     allow_unconditional_update: false,
     storage_version: "node.k8s.io/v1",
     validate: |class, _| faults(class),
-    validate_update: |new, old, _| immutable_at(new, old, &["handler"]).into_iter().collect(),
+    validate_update: |new, old, _| {
+        let mut errs = faults(new);
+        errs.extend(immutable_at(new, old, &["handler"]));
+        errs
+    },
     columns: &[NAME, text("Handler", ""), AGE],
     row: |class: &Value, context: &RowContext| {
         vec![name_cell(class), str_at(class, &["handler"]).into(), age_cell(class, context)]
     },
+    create_on_update: true,
     update_checks: (1, 1),
     ..Kind::new(
         "RuntimeClass",
@@ -72,7 +77,8 @@ fn faults(class: &Value) -> ErrorList {
     let handler = str_at(class, &["handler"]);
     let mut errs = invalid_each(&Path::new("handler"), handler, names::dns1123_label_name(handler, false));
     for (name, amount) in map_at(class, &["overhead", "podFixed"]).into_iter().flatten() {
-        let path = Path::new("overhead.podFixed").key(name);
+        // Checked as a container's limits are.
+        let path = Path::new("overhead.limits").key(name);
         errs.extend(resources::container_name_faults(name, &path));
         errs.extend(resources::value_faults(name, amount, &path));
     }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{StatusCode, header};
 use pilothouse_api::decode::request;
+use pilothouse_api::kinds::scheduling::SYSTEM_CLASSES;
 use pilothouse_apimachinery::status::{Details, Status};
 use pilothouse_apimachinery::time::Timestamp;
 use serde_json::{Value, json};
@@ -66,6 +67,7 @@ pub async fn delete(call: &Call, body: RequestBody) -> Result<Response, Status> 
     let encoder = call.encoder()?;
     let body = body.collect().await?;
     let options = read_options(call, &body)?;
+    refuse(&call.endpoint.hub.group, &call.endpoint.hub.plural, call.name())?;
     let deleted = run(call, call.name(), &options).await?;
     let code = match &deleted {
         Deleted::Marked(_) if options.orphan_dependents == Some(false) => StatusCode::ACCEPTED,
@@ -85,6 +87,21 @@ pub async fn delete(call: &Call, body: RequestBody) -> Result<Response, Status> 
             Ok(respond::status(&call.context, &Status::success(Some(details))))
         }
         deleted => encoder.object(code, deleted.object()),
+    }
+}
+
+/// Refuses to delete what the system itself needs. Whole collections are not asked.
+fn refuse(group: &str, plural: &str, name: &str) -> Result<(), Status> {
+    let of_system = (group, plural) == ("scheduling.k8s.io", "priorityclasses")
+        && SYSTEM_CLASSES.iter().any(|(class, _)| *class == name);
+    match of_system {
+        true => Err(Status::forbidden(
+            group,
+            plural,
+            name,
+            "this is a system priority class and cannot be deleted",
+        )),
+        false => Ok(()),
     }
 }
 
@@ -135,6 +152,17 @@ pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Del
                     call.state.special.hook_of(&endpoint.hub.group, &endpoint.hub.plural),
                 ) {
                     hook.after_delete(&object.value()).await;
+                    // A service takes the endpoints of its name along; there need not be any.
+                    if endpoint.hub.group.is_empty() && &*endpoint.hub.plural == "services" {
+                        let deleted = call
+                            .state
+                            .objects
+                            .delete("", "endpoints", &call.namespace, name, Value::Null)
+                            .await;
+                        if let Err(e) = deleted.or_else(|e| if e.code == 404 { Ok(()) } else { Err(e) }) {
+                            return Err(e);
+                        }
+                    }
                 }
                 return Ok(done);
             }
@@ -388,6 +416,19 @@ mod tests {
         assert_eq!(finalizers(&["foregroundDeletion"], none(), true), None);
         let old = DeleteOptions { orphan_dependents: Some(true), ..none() };
         assert_eq!(finalizers(&[], old, false), Some(json!(["orphan"])));
+    }
+
+    #[test]
+    fn classes_of_the_system_stay() {
+        let refused = |group, plural, name| refuse(group, plural, name).map_err(|e| (e.code, e.message));
+        let text = "priorityclasses.scheduling.k8s.io \"system-node-critical\" is forbidden: this is a system \
+                    priority class and cannot be deleted";
+        assert_eq!(
+            refused("scheduling.k8s.io", "priorityclasses", "system-node-critical"),
+            Err((403, text.to_string()))
+        );
+        assert_eq!(refused("scheduling.k8s.io", "priorityclasses", "mine"), Ok(()));
+        assert_eq!(refused("", "pods", "system-node-critical"), Ok(()));
     }
 
     #[test]

@@ -27,8 +27,7 @@ pub async fn list(call: &Call) -> Result<Response, Status> {
 
 /// The selectors of a request, checked against what the resource lets select.
 pub fn selection(call: &Call, options: &ListOptions) -> Result<Selection, Status> {
-    let labels = Selector::parse(&options.label_selector)
-        .map_err(|e| Status::bad_request(format!("unable to parse requirement: {e}")))?;
+    let labels = Selector::parse(&options.label_selector).map_err(Status::bad_request)?;
     let resource = &call.endpoint.resource;
     let mut fields = pilothouse_api::fields::parse(resource, &options.field_selector)?;
     let name = call.name();

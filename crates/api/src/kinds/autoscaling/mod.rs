@@ -42,12 +42,12 @@ static HORIZONTAL_POD_AUTOSCALER: Kind = Kind {
     default: |object, _| convert::default_v1(object),
     prepare_create,
     prepare_update,
-    validate: |object, _| validate::spec(part(&convert::v2_form(object), "spec")),
+    validate: |object, context| validate::spec(part(&convert::v2_form(object), "spec"), context.release),
     validate_update: |object, _, context| {
         if context.subresource == "status" {
             return validate_status(object);
         }
-        validate::spec(part(&convert::v2_form(object), "spec"))
+        validate::spec(part(&convert::v2_form(object), "spec"), context.release)
     },
     columns: printer::COLUMNS,
     row: printer::row,

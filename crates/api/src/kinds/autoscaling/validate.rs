@@ -2,6 +2,7 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::names;
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use crate::go_print;
@@ -10,7 +11,7 @@ use crate::kinds::checks::invalid_each;
 use crate::kinds::pod::resources::quantity;
 
 /// Faults of an autoscaler's spec.
-pub(super) fn spec(spec: &Value) -> ErrorList {
+pub(super) fn spec(spec: &Value, release: Release) -> ErrorList {
     let path = Path::new("spec");
     let mut errs = ErrorList::new();
     let min = optional(spec, "minReplicas");
@@ -28,7 +29,7 @@ pub(super) fn spec(spec: &Value) -> ErrorList {
     }
     errs.extend(reference(part(spec, "scaleTargetRef"), &path.child("scaleTargetRef")));
     for (i, metric) in items(spec, "metrics").iter().enumerate() {
-        errs.extend(self::metric(metric, &path.child("metrics").index(i)));
+        errs.extend(self::metric(metric, release, &path.child("metrics").index(i)));
     }
     let behavior = part(spec, "behavior");
     for key in ["scaleUp", "scaleDown"] {
@@ -62,16 +63,17 @@ const SOURCES: &[(&str, &str)] = &[
     ("Resource", "resource"),
 ];
 
-fn metric(metric: &Value, path: &Path) -> ErrorList {
+fn metric(metric: &Value, release: Release, path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
     let kind = text(metric, "type");
     if kind.is_empty() {
         errs.push(field::required(&path.child("type"), "must specify a metric source type"));
     }
     let expected = SOURCES.iter().find(|(k, _)| *k == kind).map(|(_, field)| *field);
+    let kinds: Vec<&str> = SOURCES.iter().map(|(k, _)| *k).collect();
+    let unknown = || field::not_supported(&path.child("type"), kind, &kinds);
     if expected.is_none() {
-        let kinds: Vec<&str> = SOURCES.iter().map(|(k, _)| *k).collect();
-        errs.push(field::not_supported(&path.child("type"), kind, &kinds));
+        errs.push(unknown());
     }
     let found: Vec<&str> = ["object", "external", "pods", "resource", "containerResource"]
         .into_iter()
@@ -81,8 +83,17 @@ fn metric(metric: &Value, path: &Path) -> ErrorList {
         errs.extend(source(first, part(metric, first), &path.child(first)));
     }
     if let Some(expected) = expected.filter(|key| !present(metric, key)) {
-        let detail = "must populate information for the given metric source";
+        let detail = match (expected, release) {
+            ("containerResource", Release::V1_20) => {
+                "must populate information for the given metric source (only allowed when HPAContainerMetrics feature is enabled)"
+            }
+            _ => "must populate information for the given metric source",
+        };
         errs.push(field::required(&path.child(expected), detail));
+    }
+    // The original says this twice.
+    if expected.is_none() {
+        errs.push(unknown());
     }
     if found.len() != 1 {
         for key in found.iter().filter(|key| Some(**key) != expected) {
@@ -104,7 +115,10 @@ fn source(key: &str, source: &Value, path: &Path) -> ErrorList {
             errs.extend(identifier(part(source, "metric"), &path.child("metric")));
             errs.extend(self::target(target, &at));
             if !value && !average {
-                let detail = "must set either a target value for metric or a per-pod target";
+                let detail = match key {
+                    "object" => "must set either a target value or averageValue",
+                    _ => "must set either a target value for metric or a per-pod target",
+                };
                 errs.push(field::required(&at.child("averageValue"), detail));
             }
             if key == "external" && value && average {
@@ -229,7 +243,7 @@ mod tests {
     use super::*;
 
     fn faults(v: Value) -> Vec<String> {
-        spec(&v).iter().map(ToString::to_string).collect()
+        spec(&v, Release::V1_20).iter().map(ToString::to_string).collect()
     }
 
     #[test]
@@ -269,8 +283,20 @@ mod tests {
         );
         assert_eq!(
             with(json!([{"type": "X"}])),
+            ["spec.metrics[0].type: Unsupported value: \"X\": supported values: \"ContainerResource\", \"External\", \"Object\", \"Pods\", \"Resource\"";
+                2]
+        );
+        assert_eq!(
+            with(json!([{"type": "ContainerResource"}])),
             [
-                "spec.metrics[0].type: Unsupported value: \"X\": supported values: \"ContainerResource\", \"External\", \"Object\", \"Pods\", \"Resource\""
+                "spec.metrics[0].containerResource: Required value: must populate information for the given metric source (only allowed when HPAContainerMetrics feature is enabled)"
+            ]
+        );
+        let object = json!({"describedObject": {"kind": "K", "name": "n"}, "metric": {"name": "m"}, "target": {"type": "Value"}});
+        assert_eq!(
+            with(json!([{"type": "Object", "object": object}])),
+            [
+                "spec.metrics[0].object.target.averageValue: Required value: must set either a target value or averageValue"
             ]
         );
     }

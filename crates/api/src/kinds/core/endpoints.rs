@@ -5,6 +5,7 @@ use std::net::IpAddr;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{get, get_i64, list_at, list_mut, set, str_at};
 use pilothouse_apimachinery::names;
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use crate::kinds::checks::{invalid_each, node_name};
@@ -29,9 +30,13 @@ pub static ENDPOINTS: Kind = Kind {
             }
         }
     },
-    validate: |object, _| subsets(object),
-    validate_update: |new, old, _| {
-        if get(new, &["subsets"]) == get(old, &["subsets"]) { ErrorList::new() } else { subsets(new) }
+    validate: |object, context| subsets(object, context.release),
+    validate_update: |new, old, context| {
+        if get(new, &["subsets"]) == get(old, &["subsets"]) {
+            ErrorList::new()
+        } else {
+            subsets(new, context.release)
+        }
     },
     columns: &[
         NAME,
@@ -48,7 +53,7 @@ pub static ENDPOINTS: Kind = Kind {
     ..Kind::new("Endpoints", "endpoints", "endpoints", &[Version::always("", "v1")])
 };
 
-fn subsets(object: &Value) -> ErrorList {
+fn subsets(object: &Value, release: Release) -> ErrorList {
     let mut errs = ErrorList::new();
     for (i, subset) in list_at(object, &["subsets"]).iter().enumerate() {
         let path = Path::new("subsets").index(i);
@@ -58,7 +63,7 @@ fn subsets(object: &Value) -> ErrorList {
         }
         for (name, addresses) in [("addresses", ready), ("notReadyAddresses", not_ready)] {
             for (j, address) in addresses.iter().enumerate() {
-                errs.extend(address_faults(address, &path.child(name).index(j)));
+                errs.extend(address_faults(address, &path.child(name).index(j), release));
             }
         }
         let ports = list_at(subset, &["ports"]);
@@ -69,7 +74,7 @@ fn subsets(object: &Value) -> ErrorList {
     errs
 }
 
-fn address_faults(address: &Value, path: &Path) -> ErrorList {
+fn address_faults(address: &Value, path: &Path, release: Release) -> ErrorList {
     let ip = str_at(address, &["ip"]);
     let mut errs = invalid_each(&path.child("ip"), ip, names::ip(ip));
     let hostname = str_at(address, &["hostname"]);
@@ -79,39 +84,39 @@ fn address_faults(address: &Value, path: &Path) -> ErrorList {
     if let Some(node) = get(address, &["nodeName"]).as_str() {
         errs.extend(node_name(node, &path.child("nodeName")));
     }
-    errs.extend(non_special_ip(ip, &path.child("ip")));
+    errs.extend(non_special_ip(ip, &path.child("ip"), release));
     errs
 }
 
 /// Faults of an address at which a service may have an endpoint: no loopback, no link-local one and the like.
-pub fn non_special_ip(text: &str, path: &Path) -> ErrorList {
+pub fn non_special_ip(text: &str, path: &Path, release: Release) -> ErrorList {
+    // v1.20 names the ranges of IPv4 only.
+    let old = release == Release::V1_20;
+    let ranges = |v4: &str, v6: &str| if old { format!("({v4})") } else { format!("({v4}, {v6})") };
     let Some(ip) = names::parse_ip(text) else {
         return vec![field::invalid(path, text, "must be a valid IP address")];
     };
     let mut errs = ErrorList::new();
     if ip.is_unspecified() {
-        errs.push(field::invalid(path, text, &format!("may not be unspecified ({text})")));
+        let shown = if old { "0.0.0.0" } else { text };
+        errs.push(field::invalid(path, text, &format!("may not be unspecified ({shown})")));
     }
     if ip.is_loopback() {
-        errs.push(field::invalid(path, text, "may not be in the loopback range (127.0.0.0/8, ::1/128)"));
+        let why = format!("may not be in the loopback range {}", ranges("127.0.0.0/8", "::1/128"));
+        errs.push(field::invalid(path, text, &why));
     }
     let (link_local, multicast) = match ip {
         IpAddr::V4(v4) => (v4.is_link_local(), v4.octets()[..3] == [224, 0, 0]),
         IpAddr::V6(v6) => (v6.is_unicast_link_local(), v6.segments()[0] == 0xff02),
     };
     if link_local {
-        errs.push(field::invalid(
-            path,
-            text,
-            "may not be in the link-local range (169.254.0.0/16, fe80::/10)",
-        ));
+        let why = format!("may not be in the link-local range {}", ranges("169.254.0.0/16", "fe80::/10"));
+        errs.push(field::invalid(path, text, &why));
     }
     if multicast {
-        errs.push(field::invalid(
-            path,
-            text,
-            "may not be in the link-local multicast range (224.0.0.0/24, ff02::/10)",
-        ));
+        let why =
+            format!("may not be in the link-local multicast range {}", ranges("224.0.0.0/24", "ff02::/10"));
+        errs.push(field::invalid(path, text, &why));
     }
     errs
 }
@@ -167,7 +172,7 @@ fn endpoints_text(object: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use pilothouse_apimachinery::version::Release;
+    use pilothouse_apimachinery::version::NEWEST;
     use serde_json::json;
 
     use super::*;
@@ -187,7 +192,7 @@ mod tests {
             {"addresses": [{"ip": ""}, {"ip": "127.0.0.1", "hostname": "A"}], "ports": [
                 {"port": 80, "protocol": "TCP"}, {"name": "x", "port": 0, "protocol": "ICMP"}]},
             {}]});
-        let errs = subsets(&o);
+        let errs = subsets(&o, Release::V1_20);
         let texts: Vec<String> = errs.iter().map(ToString::to_string).collect();
         assert_eq!(
             texts[0],
@@ -195,7 +200,9 @@ mod tests {
         );
         assert_eq!(texts[1], "subsets[0].addresses[0].ip: Invalid value: \"\": must be a valid IP address");
         assert!(texts[2].starts_with("subsets[0].addresses[1].hostname: "));
-        assert!(texts[3].contains("loopback"));
+        assert!(texts[3].ends_with("may not be in the loopback range (127.0.0.0/8)"));
+        let today = subsets(&o, NEWEST)[3].to_string();
+        assert!(today.ends_with("may not be in the loopback range (127.0.0.0/8, ::1/128)"));
         assert_eq!(texts[4], "subsets[0].ports[0].name: Required value");
         assert_eq!(
             texts[5],

@@ -4,6 +4,7 @@ use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::intstr;
 use pilothouse_apimachinery::names::path_segment_name;
 use pilothouse_apimachinery::selector::validate_label_selector;
+use pilothouse_apimachinery::version::Release;
 use pilothouse_apimachinery::{go, json};
 use serde_json::{Value, json};
 
@@ -70,11 +71,14 @@ fn validate_spec(spec: &Value) -> ErrorList {
 }
 
 fn validate_update(budget: &Value, _old: &Value, context: &Context) -> ErrorList {
-    if context.subresource == "status" {
-        const COUNTS: &[&str] = &["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
-        return all_nonnegative(part(budget, "status"), COUNTS, &Path::new("status"));
+    const COUNTS: &[&str] = &["disruptionsAllowed", "currentHealthy", "desiredHealthy", "expectedPods"];
+    let status = || all_nonnegative(part(budget, "status"), COUNTS, &Path::new("status"));
+    match (context.subresource, context.release) {
+        // v1.20 does not look at a status that is set.
+        ("status", Release::V1_20) => ErrorList::new(),
+        ("status", _) => status(),
+        _ => [validate_spec(part(budget, "spec")), status()].concat(),
     }
-    validate_spec(part(budget, "spec"))
 }
 
 fn row(budget: &Value, context: &RowContext) -> Vec<Value> {
@@ -94,7 +98,26 @@ fn row(budget: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::version::NEWEST;
+
     use super::*;
+
+    #[test]
+    fn v1_20_takes_any_status() {
+        let bad = json!({"spec": {}, "status": {"currentHealthy": -1}});
+        let faults = |subresource, release| {
+            let context = Context {
+                release,
+                subresource,
+                api_version: "policy/v1beta1",
+                allow_privileged: true,
+                gates: &[],
+            };
+            validate_update(&bad, &json!({}), &context).len()
+        };
+        assert_eq!((faults("status", Release::V1_20), faults("", Release::V1_20)), (0, 1));
+        assert_eq!(faults("status", NEWEST), 1);
+    }
 
     #[test]
     fn specs() {

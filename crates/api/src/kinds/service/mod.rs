@@ -192,7 +192,8 @@ fn prepare_update(new: &mut Value, old: &Value, context: &Context) {
     if has_external_policy(old) && !has_external_policy(new) {
         remove(new, &["spec", "externalTrafficPolicy"]);
     }
-    if type_of(new) != "LoadBalancer" {
+    // v1.20 means to do so too, but prepares the object once more afterwards.
+    if context.release > Release::V1_20 && type_of(new) != "LoadBalancer" {
         set(new, &["status", "loadBalancer"], json!({}));
     }
 }
@@ -423,6 +424,18 @@ mod tests {
         new["spec"]["ports"] = json!([{"port": 80, "protocol": "TCP", "nodePort": 30099}]);
         prepare_update(&mut new, &old, &context(Release::V1_20));
         assert_eq!(new["spec"]["ports"][0]["nodePort"], 30099);
+    }
+
+    #[test]
+    fn the_balancers_status_goes_with_it_today() {
+        let old = json!({"spec": {"type": "LoadBalancer"}, "status": {"loadBalancer": {"ingress": [{"ip": "9.9.9.9"}]}}});
+        let after = |release| {
+            let mut new = json!({"spec": {"type": "ClusterIP"}, "status": {}});
+            prepare_update(&mut new, &old, &context(release));
+            new["status"]["loadBalancer"].clone()
+        };
+        assert_eq!(after(NEWEST), json!({}));
+        assert_eq!(after(Release::V1_20), old["status"]["loadBalancer"]);
     }
 
     #[test]

@@ -63,7 +63,7 @@ fn faults(service: &Value, context: &Context) -> ErrorList {
         let at = path.child("externalIPs").index(i);
         let messages = names::ip(ip);
         errs.extend(if messages.is_empty() {
-            non_special_ip(ip, &at)
+            non_special_ip(ip, &at, context.release)
         } else {
             invalid_each(&at, ip, messages)
         });

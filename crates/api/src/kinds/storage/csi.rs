@@ -46,24 +46,28 @@ pub static CSI_DRIVER: Kind = Kind {
             }
         }
     },
-    validate: |driver, _| {
+    validate: |driver, context| {
         let name = str_at(driver, &["metadata", "name"]);
-        let mut errs =
-            if name.is_empty() { ErrorList::new() } else { csi_driver_name(name, &Path::new("name")) };
+        let mut errs = if name.is_empty() || context.release == Release::V1_20 {
+            ErrorList::new()
+        } else {
+            csi_driver_name(name, &Path::new("name"))
+        };
         errs.extend(driver_faults(driver));
         errs
     },
     validate_update: |new, old, context| {
+        if context.release == Release::V1_20 {
+            let (after, before) = (get(new, &["spec"]), get(old, &["spec"]));
+            let changed = || field::invalid(&Path::new("spec"), after.clone(), "field is immutable");
+            return (after != before).then(changed).into_iter().collect();
+        }
         let mut errs = driver_faults(new);
-        let mut fields = vec![
+        for (name, shown) in [
             ("attachRequired", "attachedRequired"),
             ("fsGroupPolicy", "fsGroupPolicy"),
             ("volumeLifecycleModes", "volumeLifecycleModes"),
-        ];
-        if context.release == Release::V1_20 {
-            fields.extend([("podInfoOnMount", "podInfoOnMount"), ("storageCapacity", "storageCapacity")]);
-        }
-        for (name, shown) in fields {
+        ] {
             let of = |o| get(o, &["spec", name]);
             errs.extend(immutable(of(new), of(old), &Path::new("spec").child(shown)));
         }
@@ -149,6 +153,7 @@ pub static CSI_STORAGE_CAPACITY: Kind = Kind {
             age_cell(capacity, context),
         ]
     },
+    allow_unconditional_update: false,
     update_checks: (1, 1),
     ..Kind::new(
         "CSIStorageCapacity",
@@ -309,8 +314,13 @@ mod tests {
         );
         let mut other = d.clone();
         other["spec"]["attachRequired"] = false.into();
-        let errs = (CSI_DRIVER.validate_update)(&other, &d, &CONTEXT);
+        let newest = Context { release: pilothouse_apimachinery::version::NEWEST, ..CONTEXT };
+        let errs = (CSI_DRIVER.validate_update)(&other, &d, &newest);
         assert_eq!(errs[0].to_string(), "spec.attachedRequired: Invalid value: false: field is immutable");
+        // v1.20 lets nothing change.
+        let errs = (CSI_DRIVER.validate_update)(&other, &d, &CONTEXT);
+        assert_eq!((errs.len(), errs[0].field.as_str()), (1, "spec"));
+        assert!((CSI_DRIVER.validate_update)(&d, &d, &CONTEXT).is_empty());
     }
 
     #[test]

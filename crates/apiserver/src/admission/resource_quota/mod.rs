@@ -25,16 +25,16 @@ fn only(amounts: &Amounts, names: &Amounts) -> Amounts {
     amounts.iter().filter(|(k, _)| names.contains_key(*k)).map(|(k, v)| (k.clone(), v.clone())).collect()
 }
 
-/// Adds a cost to what a quota says is used, or says why that is not granted.
-fn charge(quota: &mut Value, cost: &Amounts) -> Result<(), String> {
+/// Adds the cost of an object of a resource to what a quota says is used, or says why that is not granted.
+fn charge(quota: &mut Value, (group, resource): (&str, &str), cost: &Amounts) -> Result<(), String> {
     let name = str_at(quota, &["metadata", "name"]).to_string();
     let hard = amounts(get(quota, &["status", "hard"]));
     let used = amounts(get(quota, &["status", "used"]));
-    let cost = only(cost, &hard);
-    let unknown: Vec<&str> = cost.keys().filter(|k| !used.contains_key(*k)).map(String::as_str).collect();
-    if !unknown.is_empty() {
-        return Err(format!("status unknown for quota: {name}, resources: {}", unknown.join(",")));
+    let bounded = usage::bounded(group, resource, &hard);
+    if bounded.iter().any(|k| !used.contains_key(*k)) {
+        return Err(format!("status unknown for quota: {name}, resources: {}", bounded.join(",")));
     }
+    let cost = only(cost, &hard);
     let mut next = Amounts::new();
     let mut exceeded = Amounts::new();
     for (k, c) in &cost {
@@ -89,12 +89,10 @@ fn is_counted(r: &AdmissionRequest) -> bool {
 }
 
 /// Those of a namespace's quotas that a request is charged to.
-fn charged(mut all: Vec<Arc<Value>>, r: &AdmissionRequest, cost: &Amounts) -> Vec<Arc<Value>> {
+fn charged(mut all: Vec<Arc<Value>>, r: &AdmissionRequest) -> Vec<Arc<Value>> {
     all.retain(|q| {
         let hard = amounts(get(q, &["status", "hard"]));
-        scopes::counts(q, &r.resource, &r.object)
-            && (cost.keys().any(|k| hard.contains_key(k))
-                || (r.resource == "pods" && !usage::unstated(&r.object, &hard).is_empty()))
+        scopes::counts(q, &r.resource, &r.object) && !usage::bounded(&r.group, &r.resource, &hard).is_empty()
     });
     all
 }
@@ -117,7 +115,8 @@ impl Plugin for ResourceQuota {
         if cost.is_empty() {
             return Ok(());
         }
-        let quotas = charged(quotas, r, &cost);
+        let quotas = charged(quotas, r);
+        let what = (r.group.as_str(), r.resource.as_str());
         for q in &quotas {
             let hard = amounts(get(q, &["status", "hard"]));
             let unstated = if r.resource == "pods" { usage::unstated(&r.object, &hard) } else { Vec::new() };
@@ -131,7 +130,7 @@ impl Plugin for ResourceQuota {
             }
             // What the cache says decides unless it says no: it may not know yet what was given back.
             if r.dry_run {
-                charge(&mut (**q).clone(), &cost).map_err(|why| super::forbidden(r, why))?;
+                charge(&mut (**q).clone(), what, &cost).map_err(|why| super::forbidden(r, why))?;
             }
         }
         if r.dry_run {
@@ -140,7 +139,7 @@ impl Plugin for ResourceQuota {
         let mut done: Vec<&str> = Vec::new();
         for q in &quotas {
             let name = str_at(q, &["metadata", "name"]);
-            let change = |q: &mut Value| charge(q, &cost).map_err(|why| super::forbidden(r, why));
+            let change = |q: &mut Value| charge(q, what, &cost).map_err(|why| super::forbidden(r, why));
             if let Err(e) = objects.update("", "resourcequotas", "status", &r.namespace, name, &change).await
             {
                 for name in done {
@@ -206,8 +205,9 @@ mod tests {
         o.put("", "resourcequotas", quota("b", json!({"pods": "0"}), json!({"pods": "0"})));
         ResourceQuota.validate(&pod(json!({})), &o).await.unwrap_err();
         assert_eq!(o.get("", "resourcequotas", "n", "a").unwrap()["status"]["used"]["pods"], "0");
-        o.put("", "resourcequotas", quota("b", json!({"pods": "5"}), json!({})));
+        let (hard, used) = (json!({"pods": "5", "count/pods": "9", "services": "1"}), json!({"pods": "0"}));
+        o.put("", "resourcequotas", quota("b", hard, used));
         let e = ResourceQuota.validate(&pod(json!({})), &o).await.unwrap_err();
-        assert!(e.message.contains("status unknown for quota: b, resources: pods"));
+        assert!(e.message.ends_with("status unknown for quota: b, resources: count/pods,pods"));
     }
 }

@@ -124,6 +124,33 @@ pub fn usage(group: &str, resource: &str, object: &Value) -> Amounts {
     out
 }
 
+/// Which of a quota's names bound objects of a resource, sorted.
+pub fn bounded<'a>(group: &str, resource: &str, hard: &'a Amounts) -> Vec<&'a str> {
+    let counted =
+        if group.is_empty() { format!("count/{resource}") } else { format!("count/{resource}.{group}") };
+    let fits = |name: &str| match (group, resource) {
+        _ if name == counted => true,
+        ("", "pods") => {
+            let bare = name.strip_prefix("requests.").unwrap_or(name);
+            name == "pods"
+                || is_computed(bare)
+                || name.strip_prefix("limits.").is_some_and(is_computed)
+                || bare.starts_with("hugepages-")
+                || (bare != name && bare.contains('/'))
+        }
+        ("", "services") => matches!(name, "services" | "services.nodeports" | "services.loadbalancers"),
+        ("", "persistentvolumeclaims") => {
+            let of_class = |what: &str| name.ends_with(&format!(".storageclass.storage.k8s.io/{what}"));
+            matches!(name, "persistentvolumeclaims" | "requests.storage")
+                || of_class("persistentvolumeclaims")
+                || of_class("requests.storage")
+        }
+        ("", "configmaps" | "secrets" | "replicationcontrollers" | "resourcequotas") => name == resource,
+        _ => false,
+    };
+    hard.keys().map(String::as_str).filter(|name| fits(name)).collect()
+}
+
 /// What `new` costs more than `old`; what costs the same or less is left out.
 pub fn increase(group: &str, resource: &str, new: &Value, old: &Value) -> Amounts {
     let mut out = usage(group, resource, new);
@@ -183,6 +210,34 @@ mod tests {
             unstated(&p, &amounts(&json!({"limits.cpu": "1", "requests.cpu": "1", "pods": "3"}))),
             ["limits.cpu"]
         );
+    }
+
+    #[test]
+    fn each_resource_has_bounds_of_its_own() {
+        let names = [
+            "cpu",
+            "limits.memory",
+            "requests.example.com/gpu",
+            "pods",
+            "count/pods",
+            "services",
+            "services.nodeports",
+            "configmaps",
+            "gold.storageclass.storage.k8s.io/requests.storage",
+            "count/deployments.apps",
+        ];
+        let hard: Amounts = names.iter().map(|n| (n.to_string(), count(1))).collect();
+        assert_eq!(
+            bounded("", "pods", &hard),
+            ["count/pods", "cpu", "limits.memory", "pods", "requests.example.com/gpu"]
+        );
+        assert_eq!(bounded("", "services", &hard), ["services", "services.nodeports"]);
+        assert_eq!(bounded("", "configmaps", &hard), ["configmaps"]);
+        assert_eq!(
+            bounded("", "persistentvolumeclaims", &hard),
+            ["gold.storageclass.storage.k8s.io/requests.storage"]
+        );
+        assert_eq!(bounded("apps", "deployments", &hard), ["count/deployments.apps"]);
     }
 
     #[test]
