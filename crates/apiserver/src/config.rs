@@ -9,6 +9,8 @@ use ipnet::IpNet;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_component_base::flags::Flags;
 
+use crate::runtime_config::RuntimeConfig;
+
 /// Where objects are kept.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Backend {
@@ -117,6 +119,16 @@ pub struct Config {
     pub backend: Backend,
     /// First part of every key, `/registry`.
     pub etcd_prefix: String,
+    /// Whether built-in kinds are stored as protobuf; JSON otherwise.
+    pub protobuf_storage: bool,
+    /// What of the API is served.
+    pub runtime: RuntimeConfig,
+    /// How resources are encrypted in the store.
+    pub encryption_config: Option<PathBuf>,
+    /// `AdmissionConfiguration`.
+    pub admission_config: Option<PathBuf>,
+    /// Whether requests are queued by priority and fairness, instead of counted by class.
+    pub fairness: bool,
     /// How often history is compacted; zero is never.
     pub compaction_interval: Duration,
     /// Where generated keys are kept.
@@ -337,10 +349,17 @@ impl Config {
         }
         // Services are always reached at the pods behind them, which is what this asks for.
         flags.bool("enable-aggregator-routing");
+        let release = Release::from_flag(&flags.string("emulated-version"))?;
         Ok(Config {
-            release: Release::from_flag(&flags.string("emulated-version"))?,
+            release,
             backend,
             etcd_prefix: unquoted(flags, "etcd-prefix"),
+            protobuf_storage: protobuf_storage(flags)?,
+            runtime: RuntimeConfig::parse(&flags.map("runtime-config"), release)?,
+            encryption_config: path("encryption-provider-config"),
+            admission_config: path("admission-control-config-file"),
+            fairness: flags.bool("enable-priority-and-fairness")
+                && flags.map("feature-gates").get("APIPriorityAndFairness").is_none_or(|v| v != "false"),
             compaction_interval: flags.duration("etcd-compaction-interval"),
             data_dir,
             proxy_client: path("proxy-client-cert-file").zip(path("proxy-client-key-file")),
@@ -412,6 +431,17 @@ impl Config {
             external_hostname: flags.string("external-hostname"),
             max_streams: u32::try_from(flags.int("http2-max-streams-per-connection")).unwrap_or(0),
         })
+    }
+}
+
+/// Whether `--storage-media-type` asks for protobuf. Without the flag it is JSON, which Kubernetes reads as well and
+/// which is served from memory as it is stored.
+fn protobuf_storage(flags: &Flags) -> Result<bool, String> {
+    let given = flags.given("storage-media-type");
+    match flags.string("storage-media-type").trim_matches('"') {
+        "application/vnd.kubernetes.protobuf" => Ok(given),
+        "application/json" | "" => Ok(false),
+        other => Err(format!("unable to find serializer for {other:?}")),
     }
 }
 

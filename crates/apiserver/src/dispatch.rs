@@ -10,6 +10,7 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
+use crate::fairness::Fairness;
 use crate::handlers;
 use crate::health::{Group, HOOKS};
 use crate::negotiate::{self, Media};
@@ -51,12 +52,17 @@ pub async fn dispatch(
         }
         ["openapi", "v2"] => state.openapi.v2(&state, &context).await,
         ["openapi", "v3", rest @ ..] if state.release > Release::V1_20 => {
-            state.openapi.v3(&state.registry, &context, &rest.join("/")).await
+            state.openapi.v3(&state, &context, &rest.join("/")).await
         }
         ["metrics"] => {
-            let text = state.metrics.encode(state.release, &state.limits, &state.registry.counts());
+            let mut text = state.metrics.encode(state.release, &state.limits, &state.registry.counts());
+            text.extend(state.fairness.as_ref().map(Fairness::metrics));
             Ok(respond::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
         }
+        ["debug", "api_priority_and_fairness", table] => match fairness_table(&state, table) {
+            Some(text) => Ok(respond::text(StatusCode::OK, text)),
+            None => Ok(not_found(&context)),
+        },
         [] => Ok(respond::json(&context, StatusCode::OK, &json!({"paths": all_paths(&state)}))),
         _ => match Group::of(path) {
             Some((group, "")) => Ok(health(&state, &context, group).await),
@@ -71,6 +77,17 @@ pub async fn dispatch(
 
 fn is_read(context: &RequestContext) -> bool {
     matches!(context.parts.method, Method::GET | Method::HEAD)
+}
+
+/// What the queues look like.
+fn fairness_table(state: &ServerState, table: &str) -> Option<String> {
+    let fairness = state.fairness.as_ref()?;
+    match table {
+        "dump_priority_levels" => Some(fairness.dump_levels()),
+        "dump_queues" => Some(fairness.dump_queues()),
+        "dump_requests" => Some(fairness.dump_requests()),
+        _ => None,
+    }
 }
 
 async fn health(state: &ServerState, context: &RequestContext, group: Group) -> Response {

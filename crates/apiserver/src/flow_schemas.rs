@@ -1,4 +1,5 @@
-//! The `Dangling` condition of FlowSchemas: whether the priority level that one names exists.
+//! What follows from FlowSchemas and PriorityLevelConfigurations: the server's own queues, and the condition `Dangling`
+//! of schemas, which says whether the priority level that one names exists.
 
 use std::sync::Arc;
 
@@ -7,6 +8,7 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_component_base::signals::Stop;
 use serde_json::{Value, json};
 
+use crate::fairness::{self, Fairness};
 use crate::handlers::lifecycle::now;
 use crate::json::{ensure_list, list_at, str_at};
 use crate::state::ServerState;
@@ -56,7 +58,7 @@ async fn reconcile(state: &ServerState) -> Result<(), Status> {
     Ok(())
 }
 
-/// Keeps the conditions, until `stop`.
+/// Keeps queues and conditions, until `stop`.
 pub async fn run(state: Arc<ServerState>, stop: Stop) {
     let (Some(schemas), Some(levels)) =
         (state.registry.hub(GROUP, SCHEMAS), state.registry.hub(GROUP, LEVELS))
@@ -65,16 +67,33 @@ pub async fn run(state: Arc<ServerState>, stop: Stop) {
     };
     let mut schemas = schemas.storage.objects.subscribe();
     let mut levels = levels.storage.objects.subscribe();
+    let mut lend = tokio::time::interval(fairness::LEND);
     loop {
         schemas.borrow_and_update();
         levels.borrow_and_update();
+        if let Some(fairness) = &state.fairness {
+            fairness
+                .configure(&state.objects.list(GROUP, LEVELS, ""), &state.objects.list(GROUP, SCHEMAS, ""));
+        }
         let failed =
             reconcile(&state).await.inspect_err(|e| tracing::warn!("flow schemas: {}", e.message)).is_err();
-        tokio::select! {
-            () = stop.wait() => return,
-            () = tokio::time::sleep(std::time::Duration::from_secs(1)), if failed => {}
-            outcome = schemas.changed() => if outcome.is_err() { return },
-            outcome = levels.changed() => if outcome.is_err() { return },
+        let again = tokio::time::sleep(std::time::Duration::from_secs(1));
+        tokio::pin!(again);
+        loop {
+            let outcome = tokio::select! {
+                () = stop.wait() => return,
+                () = &mut again, if failed => Ok(()),
+                outcome = schemas.changed() => outcome,
+                outcome = levels.changed() => outcome,
+                _ = lend.tick() => {
+                    state.fairness.iter().for_each(Fairness::lend);
+                    continue;
+                }
+            };
+            if outcome.is_err() {
+                return;
+            }
+            break;
         }
     }
 }

@@ -13,7 +13,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::metrics::histogram::Histogram;
 
 use crate::limits::{Class, Limits};
-use crate::request::RequestInfo;
+use crate::request::{Operation, RequestInfo};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct RequestLabels {
@@ -51,9 +51,19 @@ struct LongLabels {
     component: &'static str,
 }
 
+/// The buckets of steps of admission.
+const STEP_BUCKETS: [f64; 5] = [0.005, 0.025, 0.1, 0.5, 2.5];
+
 /// `apiserver_request_duration_seconds`' buckets in v1.20, thinned out.
 const BUCKETS: [f64; 16] =
     [0.005, 0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 1.0, 1.5, 2.0, 4.0, 8.0, 20.0, 60.0];
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct StepLabels {
+    operation: &'static str,
+    rejected: &'static str,
+    r#type: &'static str,
+}
 
 /// Counts requests.
 #[derive(Debug, Clone)]
@@ -63,6 +73,7 @@ pub struct ServerMetrics {
     requests: Family<RequestLabels, Counter>,
     durations: Family<DurationLabels, Histogram, fn() -> Histogram>,
     long_running: Family<LongLabels, Gauge>,
+    steps: Family<StepLabels, Histogram, fn() -> Histogram>,
     long_name: &'static str,
 }
 
@@ -114,6 +125,7 @@ impl ServerMetrics {
             requests: Family::default(),
             durations: Family::new_with_constructor(|| Histogram::new(BUCKETS)),
             long_running: Family::default(),
+            steps: Family::new_with_constructor(|| Histogram::new(STEP_BUCKETS)),
             long_name,
         };
         registry.register(|r| {
@@ -126,6 +138,11 @@ impl ServerMetrics {
                 "apiserver_request_duration_seconds",
                 "Response latency distribution in seconds for each verb, dry run value, group, version, resource, subresource, scope and component",
                 m.durations.clone(),
+            );
+            r.register(
+                "apiserver_admission_step_admission_duration_seconds",
+                "Admission sub-step latency histogram in seconds, broken out for each operation and API resource and step type (validate or admit)",
+                m.steps.clone(),
             );
             r.register(m.long_name, "Gauge of all active long-running apiserver requests", m.long_running.clone());
         });
@@ -162,6 +179,20 @@ impl ServerMetrics {
         let labels =
             RequestLabels { verb, dry_run, group, version, resource, subresource, scope, component, code };
         self.requests.get_or_create(&labels).inc();
+    }
+
+    /// Counts the plug-ins' changes (`admit`) or checks (`validate`) of one request.
+    pub fn admitted(&self, step: &'static str, operation: Operation, rejected: bool, took: Duration) {
+        let operation = match operation {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        };
+        let rejected = if rejected { "true" } else { "false" };
+        self.steps
+            .get_or_create(&StepLabels { operation, rejected, r#type: step })
+            .observe(took.as_secs_f64());
     }
 
     /// Counts a long-running request until the result is dropped.

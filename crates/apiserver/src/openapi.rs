@@ -82,17 +82,19 @@ impl OpenApi {
     /// Answers `/openapi/v3` and what is below it.
     pub async fn v3(
         &self,
-        registry: &Registry,
+        state: &Arc<ServerState>,
         context: &RequestContext,
         path: &str,
     ) -> Result<Response, Status> {
-        let documents = self.documents(registry);
+        let documents = self.documents(&state.registry);
         if path.is_empty() {
             let index = on_blocking(move || documents.v3_index()).await?;
+            let index = state.aggregator.documents.v3_index(index);
             return Ok(cached(context, "application/json", index));
         }
         let wanted = path.to_string();
         let document = on_blocking(move || documents.v3_document(&wanted)).await?;
+        let document = document.or_else(|| state.aggregator.documents.v3_document(path));
         let document = document.ok_or_else(Status::no_such_path)?;
         let hash = openapi::etag(&document);
         let mut response = cached(context, "application/json", document);

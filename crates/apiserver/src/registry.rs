@@ -34,6 +34,8 @@ struct ResourceCodec {
     /// Kind and version of what is stored, where it differs from the hub version in nothing else.
     stored_as: Option<(Arc<str>, Arc<str>)>,
     keep_parsed: bool,
+    /// Whether objects are stored as protobuf.
+    protobuf: bool,
 }
 
 impl Codec for ResourceCodec {
@@ -85,6 +87,11 @@ fn looked_at_often(hub: &Resource) -> bool {
 
 impl Encode for ResourceCodec {
     fn stored(&self, object: &Value) -> Stored {
+        if self.protobuf
+            && let Some(bytes) = self.hub.to_stored_protobuf(object.clone())
+        {
+            return Stored::Encoded(bytes);
+        }
         match self.stored_as.clone() {
             Some((kind, api_version)) => Stored::Same { kind, api_version },
             None => Stored::Converted(self.hub.to_stored(object.clone())),
@@ -102,6 +109,7 @@ pub struct Registry {
     allow_privileged: bool,
     gates: &'static [String],
     event_ttl: Duration,
+    protobuf: bool,
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     scheme: RwLock<Arc<Scheme>>,
@@ -112,6 +120,10 @@ impl Registry {
     /// The built-in resources, in a cache that has not been filled yet.
     pub fn new(config: &Config, store: Arc<dyn Store>, cache: Arc<Cache>) -> Registry {
         let scheme = Scheme::new(config.release);
+        let scheme = match &config.runtime {
+            runtime if runtime.is_default() => scheme,
+            runtime => scheme.restricted(|r| runtime.enables(r)),
+        };
         let on = config.feature_gates.iter().filter(|(_, value)| value.eq_ignore_ascii_case("true"));
         let gates: Vec<String> = on.map(|(gate, _)| gate.clone()).collect();
         let registry = Registry {
@@ -119,6 +131,7 @@ impl Registry {
             allow_privileged: config.allow_privileged,
             gates: gates.leak(),
             event_ttl: config.event_ttl,
+            protobuf: config.protobuf_storage,
             store,
             cache,
             scheme: RwLock::new(Arc::new(scheme.clone())),
@@ -141,7 +154,17 @@ impl Registry {
     fn codec(&self, hub: &Arc<Resource>) -> Arc<ResourceCodec> {
         let ttl = Some(self.event_ttl).filter(|t| hub.ttl_seconds() > 0 && !t.is_zero());
         let stored_as = hub.stored_as();
-        Arc::new(ResourceCodec { hub: hub.clone(), ttl, stored_as, keep_parsed: looked_at_often(hub) })
+        // Definitions and APIServices are those of other servers in the original, which store JSON.
+        let own = !matches!(&*hub.group, "apiextensions.k8s.io" | "apiregistration.k8s.io")
+            // A field whose text matters has that text in JSON only.
+            && hub.as_kind().is_some_and(|kind| kind.raw_field.is_none());
+        Arc::new(ResourceCodec {
+            hub: hub.clone(),
+            ttl,
+            stored_as,
+            keep_parsed: looked_at_often(hub),
+            protobuf: self.protobuf && own,
+        })
     }
 
     /// The release served.

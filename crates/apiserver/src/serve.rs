@@ -200,22 +200,45 @@ async fn run(
     body: RequestBody,
     long: bool,
 ) -> Response {
-    let place = if long {
-        None
-    } else {
-        let exempt = context.user.groups.iter().any(|g| g == "system:masters");
-        match state.limits.enter(Class::of(&context.info.verb), exempt) {
-            Some(place) => Some(place),
-            None => {
-                let mut response = respond::text(
-                    StatusCode::TOO_MANY_REQUESTS,
-                    "Too many requests, please try again later.\n",
-                );
-                response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-                return response;
-            }
-        }
+    if long {
+        return work(state, context, body, long).await;
+    }
+    let exempt = context.user.groups.iter().any(|g| g == "system:masters");
+    let Some(_counted) = state.limits.enter(Class::of(&context.info.verb), exempt) else {
+        return too_many_requests();
     };
+    let Some(fairness) = &state.fairness else {
+        return work(state, context, body, long).await;
+    };
+    let entered = fairness.enter(&context.user, &context.info).await;
+    let mut response = match entered.place {
+        Ok(_place) => work(state, context, body, long).await,
+        Err(_) => too_many_requests(),
+    };
+    let headers = response.headers_mut();
+    headers.insert(FLOW_SCHEMA, entered.schema_uid);
+    headers.insert(PRIORITY_LEVEL, entered.level_uid);
+    response
+}
+
+/// The flow schema and the priority level that a request was sorted into.
+const FLOW_SCHEMA: HeaderName = HeaderName::from_static("x-kubernetes-pf-flowschema-uid");
+const PRIORITY_LEVEL: HeaderName = HeaderName::from_static("x-kubernetes-pf-prioritylevel-uid");
+
+fn too_many_requests() -> Response {
+    let text = "Too many requests, please try again later.\n";
+    let mut response = respond::text(StatusCode::TOO_MANY_REQUESTS, text);
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// Authorization, handler.
+async fn work(
+    state: &Arc<ServerState>,
+    context: &Arc<RequestContext>,
+    body: RequestBody,
+    long: bool,
+) -> Response {
     let work = async {
         authorize(state, context).await?;
         dispatch::dispatch(state.clone(), context.clone(), body).await
@@ -232,7 +255,6 @@ async fn run(
             }
         }
     };
-    drop(place);
     match outcome {
         Ok(Ok(response)) => response,
         Ok(Err(failure)) => respond::status(context, &failure),

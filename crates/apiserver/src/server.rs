@@ -23,6 +23,7 @@ use tokio_rustls::TlsAcceptor;
 use tokio_util::task::TaskTracker;
 
 use crate::config::{Backend, Config};
+use crate::encryption::{self, store::EncryptedStore};
 use crate::request::{Connection, Response};
 use crate::state::ServerState;
 use crate::{authentication, bootstrap, compaction, crd, outbound, serve, tls};
@@ -90,6 +91,7 @@ impl Server {
     pub async fn start(mut config: Config, store: Arc<dyn Store>, stop: Stop) -> anyhow::Result<Server> {
         service_account_keys(&mut config)?;
         let config = Arc::new(config);
+        let store = encrypted(&config, store)?;
         let listener = TcpListener::bind(config.bind)
             .await
             .with_context(|| format!("failed to create listener: failed to listen on {}", config.bind))?;
@@ -119,6 +121,14 @@ impl Server {
             tracing::error!("the server ended unexpectedly: {e}");
         }
     }
+}
+
+/// The store with encryption around it, where that is configured.
+fn encrypted(config: &Config, store: Arc<dyn Store>) -> anyhow::Result<Arc<dyn Store>> {
+    let Some(file) = &config.encryption_config else { return Ok(store) };
+    let rules = encryption::load(file, config.release).map_err(anyhow::Error::msg)?;
+    let root = format!("/{}/", config.etcd_prefix.trim_matches('/'));
+    Ok(EncryptedStore::new(store, &root, rules))
 }
 
 /// Makes a key for service account tokens where none is given, below `--data-dir`. Servers that share an etcd must know

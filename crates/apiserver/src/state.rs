@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pilothouse_api::scheme::Scheme;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_store::Store;
@@ -12,8 +13,10 @@ use crate::aggregation::Aggregator;
 use crate::cache::resource::Window;
 use crate::cache::{Cache, Feed};
 use crate::config::Config;
+use crate::fairness::Fairness;
 use crate::health::Health;
 use crate::limits::Limits;
+use crate::metered_store::MeteredStore;
 use crate::metrics::ServerMetrics;
 use crate::objects::ServerObjects;
 use crate::openapi::OpenApi;
@@ -51,8 +54,10 @@ pub struct ServerState {
     pub audit: Option<Arc<dyn Audit>>,
     /// Resources with handlers of their own, and storage hooks.
     pub special: SpecialRest,
-    /// Requests at the same time.
+    /// Requests at the same time, by class: counted, and limited where there is no [`ServerState::fairness`].
     pub limits: Limits,
+    /// Priority and fairness, where it is on.
+    pub fairness: Option<Fairness>,
     /// Metrics.
     pub metrics: ServerMetrics,
     /// Health checks.
@@ -74,6 +79,9 @@ impl ServerState {
         drain: Stop,
     ) -> anyhow::Result<(Arc<ServerState>, Feed)> {
         let root = format!("/{}/", config.etcd_prefix.trim_matches('/'));
+        let metrics = ServerMetrics::new(config.release);
+        let scheme = Scheme::new(config.release);
+        let store: Arc<dyn Store> = MeteredStore::new(store, &root, &scheme, &metrics.registry);
         let (cache, feed) = Cache::new(store.clone(), &root, Window::default());
         let registry = Arc::new(Registry::new(config, store.clone(), cache.clone()));
         let server_objects = Arc::new(ServerObjects::new(registry.clone()));
@@ -98,8 +106,15 @@ impl ServerState {
             admission,
             audit,
             special,
-            limits: Limits::new(config.max_requests, config.max_mutating_requests),
-            metrics: ServerMetrics::new(config.release),
+            limits: match config.fairness {
+                true => Limits::new(0, 0),
+                false => Limits::new(config.max_requests, config.max_mutating_requests),
+            },
+            fairness: config.fairness.then(|| {
+                let total = config.max_requests + config.max_mutating_requests;
+                Fairness::new(total, config.request_timeout / 4, config.release > Release::V1_20)
+            }),
+            metrics,
             health: Health::new(store.clone(), STORE_HEALTH),
             aggregator: Aggregator::new(config.proxy_client.as_ref()).map_err(fault)?,
             openapi: OpenApi::default(),

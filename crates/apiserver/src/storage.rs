@@ -42,6 +42,8 @@ pub enum Stored {
     },
     /// Something else.
     Converted(Value),
+    /// Bytes in another form than JSON.
+    Encoded(Vec<u8>),
 }
 
 /// The objects of one resource.
@@ -153,6 +155,7 @@ impl Storage {
                 let bytes = serde_json::to_vec(&value).unwrap_or_default();
                 Arc::new(Prepared::new(bytes.into(), Arc::new(object), None))
             }
+            Stored::Encoded(bytes) => Arc::new(Prepared::new(bytes.into(), Arc::new(object), None)),
         }
     }
 
@@ -224,6 +227,11 @@ impl Attempt {
         let same = newest.as_ref().map(|e| e.revision) == self.current.as_ref().map(|e| e.revision);
         self.current = newest;
         Ok(!same)
+    }
+
+    /// Whether the object would be stored otherwise than it is, though nothing in it changes.
+    pub fn is_stale(&self) -> bool {
+        self.storage.store.is_stale(&self.storage.cache.key(&self.storage.prefix, &self.key))
     }
 
     fn learn(&mut self, current: Option<KeyValue>) -> Result<(), Status> {

@@ -183,6 +183,12 @@ pub trait Store: Send + Sync + 'static {
 
     /// Whether the store answers; for health checks, with the endpoints' names. One entry per endpoint.
     async fn health(&self) -> Vec<(String, Result<(), Error>)>;
+
+    /// Whether a value would be written otherwise than it is stored: with another key of encryption. Such a value is
+    /// written again even where nothing in it changes.
+    fn is_stale(&self, _key: &[u8]) -> bool {
+        false
+    }
 }
 
 /// The end of the range of all keys that begin with `prefix`.

@@ -3,24 +3,56 @@
 use std::fmt;
 
 use pilothouse_apimachinery::version::Release;
+use saphyr_parser::Event;
 use serde::Deserialize;
 use serde::de::{Deserializer, EnumAccess, IgnoredAny, MapAccess, SeqAccess, VariantAccess, Visitor};
 use serde_json::{Map, Number, Value};
 
 /// Reads YAML (and so JSON) as a JSON value. A key that stands twice is a fault.
 pub fn yaml(text: &[u8]) -> Result<Value, String> {
-    let _: serde_yaml_ng::Value = serde_yaml_ng::from_slice(text).map_err(yaml_fault)?;
+    if !too_deep(text) {
+        let _: serde_yaml_ng::Value = serde_yaml_ng::from_slice(text).map_err(yaml_fault)?;
+    }
     lenient(text)
 }
 
 /// The same as v1.20 reads it: of a key that stands twice the last one counts.
 fn lenient(text: &[u8]) -> Result<Value, String> {
+    if too_deep(text) {
+        return Err("error converting YAML to JSON: exceeded max depth".into());
+    }
     serde_yaml_ng::from_slice(text).map(|Yaml(value)| value).map_err(yaml_fault)
 }
 
 /// YAML as a release reads it.
 pub fn yaml_of(release: Release, text: &[u8]) -> Result<Value, String> {
     if release == Release::V1_20 { lenient(text) } else { yaml(text) }
+}
+
+/// How deep lists and maps in brackets may lie in each other. The parser itself goes no deeper, but says so only after a
+/// time that grows with the square of the depth.
+const MAX_DEPTH: usize = 128;
+
+/// Whether lists and maps lie deeper in each other than is allowed. Stops where that is so.
+fn too_deep(text: &[u8]) -> bool {
+    if text.iter().filter(|b| matches!(b, b'[' | b'{')).count() <= MAX_DEPTH {
+        return false;
+    }
+    let Ok(text) = std::str::from_utf8(text) else { return false };
+    let mut depth = 0usize;
+    for event in saphyr_parser::Parser::new_from_str(text) {
+        match event {
+            Ok((Event::SequenceStart(..) | Event::MappingStart(..), _)) => depth += 1,
+            Ok((Event::SequenceEnd | Event::MappingEnd, _)) => depth = depth.saturating_sub(1),
+            Ok(_) => {}
+            // It looks ahead, and has a limit of its own. Other faults are the other's to tell.
+            Err(e) => return e.info() == "recursion limit exceeded",
+        }
+        if depth > MAX_DEPTH {
+            return true;
+        }
+    }
+    false
 }
 
 fn yaml_fault(e: serde_yaml_ng::Error) -> String {
@@ -105,6 +137,19 @@ mod tests {
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn depth_is_refused_before_it_costs() {
+        for open in ["[", "{a: ", "{? ", "['x]]]', ", "[b', "] {
+            let deep = format!("a: {}", open.repeat(200_000));
+            assert!(yaml(deep.as_bytes()).unwrap_err().contains("exceeded max depth"), "{open}");
+        }
+        // What stands in texts lies nowhere.
+        let flat = format!("a: |\n  {}\nb: \"{}\"\n", "[{".repeat(1000), "[".repeat(1000));
+        assert_eq!(yaml(flat.as_bytes()).unwrap()["b"].as_str().unwrap().len(), 1000);
+        let shallow = format!("a: [{}]", "[{b: c}], ".repeat(1000));
+        assert_eq!(yaml(shallow.as_bytes()).unwrap()["a"].as_array().unwrap().len(), 1000);
+    }
 
     #[test]
     fn what_yaml_has_more_than_json() {

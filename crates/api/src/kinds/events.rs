@@ -266,7 +266,12 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
         ("reportingComponent", "reportingController"),
         ("reportingInstance", "reportingInstance"),
     ] {
-        errs.extend(super::checks::immutable(get(new, &[name]), get(old, &[name]), &Path::new(shown_as)));
+        let (is, was) = (get(new, &[name]), get(old, &[name]));
+        // What one version leaves out where it is empty, another has as an empty text.
+        let empty = |v: &Value| v.is_null() || v == "";
+        if !(empty(is) && empty(was)) {
+            errs.extend(super::checks::immutable(is, was, &Path::new(shown_as)));
+        }
     }
     errs
 }

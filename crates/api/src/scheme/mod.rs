@@ -45,6 +45,19 @@ impl Scheme {
         Scheme { release, resources: built_in(release).clone() }
     }
 
+    /// The scheme in which a built-in resource is served where `serve` says so, which is given its say of every one
+    /// that the release knows.
+    pub fn restricted(&self, serve: impl Fn(&Resource) -> bool) -> Scheme {
+        let all = kinds::all().flat_map(|kind| Resource::built_in(kind, self.release));
+        let resources = all
+            .map(|mut r| {
+                r.served = r.schema().is_some() && serve(&r);
+                Arc::new(r)
+            })
+            .collect();
+        Scheme { release: self.release, resources: sorted(resources) }
+    }
+
     /// The release.
     pub fn release(&self) -> Release {
         self.release

@@ -115,6 +115,20 @@ impl Resource {
         object
     }
 
+    /// An object in the hub version as it is stored in protobuf; none for kinds that have none.
+    pub fn to_stored_protobuf(&self, object: Value) -> Option<Vec<u8>> {
+        let (_, Some(schema)) = self.storage()? else { return None };
+        let mut object = self.to_stored(object);
+        let (group, version) = self.storage_version();
+        let map = object.as_object_mut()?;
+        map.insert("kind".into(), Value::from(&*self.kind));
+        map.insert("apiVersion".into(), Value::from(api_version(&group, &version)));
+        if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
+            metadata.remove("resourceVersion");
+        }
+        Some(protobuf::encode(schema, &object))
+    }
+
     /// Reads a stored object, JSON in any version or protobuf, into the hub version with defaults.
     pub fn decode_stored(&self, bytes: &[u8]) -> std::result::Result<Value, String> {
         match &self.body {

@@ -3,11 +3,17 @@
 //! that are of a kind. To add one: its file, its line in `PLUGINS`, its line in `make`.
 
 pub mod certificates;
+pub mod configuration;
+pub mod event_rate_limit;
+pub mod image_policy;
 pub mod ingress;
 pub mod limit_ranger;
 pub mod namespaces;
 pub mod node_restriction;
+pub mod owner_references;
 pub mod pod_security;
+pub mod pod_security_policy;
+pub mod pod_tolerations;
 pub mod pods;
 pub mod priority;
 pub mod resource_quota;
@@ -24,6 +30,7 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
+use self::configuration::Configuration;
 use crate::authorization::rbac::Rbac;
 use crate::authorization::rbac::escalation::Escalation;
 use crate::config::Config;
@@ -125,9 +132,13 @@ pub fn build(
     let mut out: Vec<Arc<dyn Plugin>> = Vec::new();
     let names = enabled(config.release, &config.enable_admission, &config.disable_admission)?;
     let hooks = Arc::new(webhook::Webhooks::new(objects.clone(), config.release));
+    let configuration = match &config.admission_config {
+        Some(file) => Configuration::load(file)?,
+        None => Configuration::default(),
+    };
     let mut quota: Option<Arc<dyn Plugin>> = None;
     for name in names {
-        match make(name, config, authorizer, &hooks)? {
+        match make(name, config, &configuration, authorizer, &hooks)? {
             Some(plugin) if name == "ResourceQuota" => quota = Some(plugin),
             Some(plugin) => out.push(plugin),
             None if config.enable_admission.iter().any(|n| n == name) => {
@@ -151,6 +162,7 @@ pub fn build(
 fn make(
     name: &'static str,
     config: &Arc<Config>,
+    configuration: &Configuration,
     authorizer: &Arc<dyn Authorizer>,
     hooks: &Arc<webhook::Webhooks>,
 ) -> Result<Option<Arc<dyn Plugin>>, String> {
@@ -171,7 +183,15 @@ fn make(
         "TaintNodesByCondition" => Arc::new(pods::TaintNodes),
         "AlwaysPullImages" => Arc::new(pods::AlwaysPullImages),
         "PodSecurity" => Arc::new(pod_security::PodSecurity),
-        "PodNodeSelector" => Arc::new(pods::NodeSelector),
+        "PodSecurityPolicy" => Arc::new(pod_security_policy::PodSecurityPolicy(authorizer.clone())),
+        "PodNodeSelector" => Arc::new(pods::NodeSelector::new(configuration)),
+        "PodTolerationRestriction" => Arc::new(pod_tolerations::PodTolerations::new(configuration)),
+        "EventRateLimit" => Arc::new(event_rate_limit::EventRateLimit::new(configuration)?),
+        "ImagePolicyWebhook" => Arc::new(image_policy::ImagePolicy::new(configuration)?),
+        "OwnerReferencesPermissionEnforcement" => Arc::new(owner_references::OwnerReferences {
+            authorizer: authorizer.clone(),
+            release: config.release,
+        }),
         "Priority" => Arc::new(priority::Priority),
         "DefaultTolerationSeconds" => Arc::new(tolerations::DefaultSeconds {
             not_ready: config.not_ready_toleration,

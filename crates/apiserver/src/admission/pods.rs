@@ -1,5 +1,7 @@
 //! Small plug-ins about pods and nodes.
 
+use std::collections::BTreeMap;
+
 use async_trait::async_trait;
 use pilothouse_apimachinery::status::Status;
 use serde_json::json;
@@ -7,6 +9,7 @@ use serde_json::json;
 use crate::json::{self, bool_at, containers, containers_mut, entry, get, has, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
 
+use super::configuration::Configuration;
 use super::{creates_pod, is_about};
 
 fn writes_pod(r: &AdmissionRequest) -> bool {
@@ -87,9 +90,43 @@ impl Plugin for HardAntiAffinity {
 }
 
 /// `PodNodeSelector`: a namespace says on which nodes its pods may run.
-pub struct NodeSelector;
+#[derive(Default)]
+pub struct NodeSelector {
+    /// The selector of namespaces that have none, and what namespaces' pods may ask for at most, by namespace.
+    configured: BTreeMap<String, String>,
+}
 
 const NAMESPACE_SELECTOR: &str = "scheduler.alpha.kubernetes.io/node-selector";
+/// In the configuration: the selector of namespaces that have none.
+const CLUSTER_DEFAULT: &str = "clusterDefaultNodeSelector";
+
+/// `a=b, c=d`.
+fn pairs(selector: &str) -> impl Iterator<Item = (&str, &str)> {
+    selector.split(',').map(str::trim).filter(|p| !p.is_empty()).map(|pair| {
+        let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
+        (key.trim(), value.trim())
+    })
+}
+
+impl NodeSelector {
+    /// With its configuration.
+    pub fn new(configuration: &Configuration) -> NodeSelector {
+        let given = configuration.of("PodNodeSelector");
+        let configured = json::strings_at(given, &["podNodeSelectorPluginConfig"]);
+        NodeSelector { configured: configured.map(|(k, v)| (k.to_string(), v.to_string())).collect() }
+    }
+
+    /// The selector of a namespace.
+    fn of(&self, name: &str, objects: &dyn Objects) -> String {
+        let namespace = objects.get("", "namespaces", "", name);
+        let annotated =
+            namespace.as_deref().and_then(|n| entry(n, &["metadata", "annotations"], NAMESPACE_SELECTOR));
+        annotated
+            .map(String::from)
+            .or_else(|| self.configured.get(CLUSTER_DEFAULT).cloned())
+            .unwrap_or_default()
+    }
+}
 
 #[async_trait]
 impl Plugin for NodeSelector {
@@ -101,13 +138,7 @@ impl Plugin for NodeSelector {
         if !creates_pod(r) {
             return Ok(());
         }
-        let Some(namespace) = objects.get("", "namespaces", "", &r.namespace) else { return Ok(()) };
-        let Some(selector) = entry(&namespace, &["metadata", "annotations"], NAMESPACE_SELECTOR) else {
-            return Ok(());
-        };
-        for pair in selector.split(',').map(str::trim).filter(|p| !p.is_empty()) {
-            let (key, value) = pair.split_once('=').unwrap_or((pair, ""));
-            let (key, value) = (key.trim(), value.trim());
+        for (key, value) in pairs(&self.of(&r.namespace, objects)) {
             if entry(&r.object, &["spec", "nodeSelector"], key).is_some_and(|given| given != value) {
                 let why = "pod node label selector conflicts with its namespace node label selector";
                 return Err(super::forbidden(r, why));
@@ -115,6 +146,20 @@ impl Plugin for NodeSelector {
             json::set(&mut r.object, &["spec", "nodeSelector", key], value);
         }
         Ok(())
+    }
+
+    async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
+        if !creates_pod(r) {
+            return Ok(());
+        }
+        let Some(allowed) = self.configured.get(&r.namespace).filter(|a| !a.is_empty()) else {
+            return Ok(());
+        };
+        let may = |k: &str, v: &str| pairs(allowed).any(|pair| pair == (k, v));
+        if json::strings_at(&r.object, &["spec", "nodeSelector"]).all(|(k, v)| may(k, v)) {
+            return Ok(());
+        }
+        Err(super::forbidden(r, "pod node label selector labels conflict with its namespace whitelist"))
     }
 }
 
@@ -219,9 +264,20 @@ mod tests {
             json!({"metadata": {"name": "n", "annotations": {NAMESPACE_SELECTOR: "a=b, c = d"}}}),
         );
         let mut r = pod(json!({"nodeSelector": {"x": "y"}}));
-        NodeSelector.admit(&mut r, &o).await.unwrap();
+        let plain = NodeSelector::default();
+        plain.admit(&mut r, &o).await.unwrap();
         assert_eq!(r.object["spec"]["nodeSelector"], json!({"x": "y", "a": "b", "c": "d"}));
-        assert!(NodeSelector.admit(&mut pod(json!({"nodeSelector": {"a": "z"}})), &o).await.is_err());
+        assert!(plain.admit(&mut pod(json!({"nodeSelector": {"a": "z"}})), &o).await.is_err());
+        let configuration =
+            json!({"podNodeSelectorPluginConfig": {"clusterDefaultNodeSelector": "e=f", "n": "x=y,a=b"}});
+        let configured = NodeSelector::new(&Configuration::for_test("PodNodeSelector", configuration));
+        let mut elsewhere = pod(json!({}));
+        elsewhere.namespace = "m".into();
+        configured.admit(&mut elsewhere, &o).await.unwrap();
+        assert_eq!(elsewhere.object["spec"]["nodeSelector"], json!({"e": "f"}));
+        configured.validate(&pod(json!({"nodeSelector": {"x": "y"}})), &o).await.unwrap();
+        let refused = configured.validate(&r, &o).await.unwrap_err();
+        assert!(refused.message.contains("conflict with its namespace whitelist"));
 
         let anti = json!({"affinity": {"podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [{"topologyKey": "zone"}]}}});
         assert!(HardAntiAffinity.validate(&pod(anti), &o).await.is_err());

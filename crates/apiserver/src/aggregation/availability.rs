@@ -110,7 +110,13 @@ async fn ask(state: &ServerState, service: &Value) -> Verdict {
         Ok((status, document)) if status.is_success() => cut(document, group, version),
         _ => Value::Null,
     };
-    state.aggregator.documents.keep(group, version, Said { resources, openapi });
+    let openapi_v3 = match fetch(&target, &format!("/openapi/v3/apis/{group}/{version}")).await {
+        Ok((status, document)) if status.is_success() && document.is_object() => {
+            Some(document.to_string().into())
+        }
+        _ => None,
+    };
+    state.aggregator.documents.keep(group, version, Said { resources, openapi, openapi_v3 });
     ("True", "Passed", "all checks passed".into())
 }
 

@@ -15,6 +15,8 @@ pub struct Said {
     pub resources: Value,
     /// Its OpenAPI v2 document, cut down to the group and version.
     pub openapi: Value,
+    /// Its OpenAPI v3 document of the group and version.
+    pub openapi_v3: Option<Bytes>,
 }
 
 /// Documents by group and version, and what has been made of them.
@@ -80,6 +82,31 @@ impl Documents {
         Some(pilothouse_api::discovery::aggregated_version(list, group, version))
     }
 
+    /// A server's OpenAPI v3 document, by its path: `apis/x.y/v1`.
+    pub fn v3_document(&self, path: &str) -> Option<Bytes> {
+        let (group, version) = path.strip_prefix("apis/")?.split_once('/')?;
+        self.said.lock().get(&(group.to_string(), version.to_string()))?.openapi_v3.clone()
+    }
+
+    /// An index of OpenAPI v3 documents (JSON) with those of the other servers in it.
+    pub fn v3_index(&self, own: Bytes) -> Bytes {
+        let said = self.said.lock();
+        let mut others =
+            said.iter().filter_map(|(gv, said)| Some((gv, said.openapi_v3.as_ref()?))).peekable();
+        if others.peek().is_none() {
+            return own;
+        }
+        let Ok(mut index) = serde_json::from_slice::<Value>(&own) else { return own };
+        for ((group, version), document) in others {
+            let path = format!("apis/{group}/{version}");
+            let url = format!("/openapi/v3/{path}?hash={}", openapi::etag(document));
+            if index["paths"].get(&path).is_none() {
+                index["paths"][path] = json!({"serverRelativeURL": url});
+            }
+        }
+        Bytes::from(index.to_string())
+    }
+
     /// This server's OpenAPI v2 document (JSON) with those of the others: JSON and protobuf. None where there are none.
     pub fn merged(&self, own: impl FnOnce() -> Bytes) -> Option<(Bytes, Bytes)> {
         let said = self.said.lock();
@@ -112,6 +139,25 @@ mod tests {
     use super::*;
 
     #[test]
+    fn documents_of_version_three_stand_beside_ours() {
+        let documents = Documents::default();
+        let own = Bytes::from(
+            json!({"paths": {"apis/apps/v1": {"serverRelativeURL": "/openapi/v3/apis/apps/v1?hash=A"}}})
+                .to_string(),
+        );
+        documents.keep("a.b", "v1", Said::default());
+        assert_eq!(documents.v3_index(own.clone()), own);
+        let theirs = Bytes::from_static(b"{\"openapi\":\"3.0.0\"}");
+        documents.keep("x.y", "v1", Said { openapi_v3: Some(theirs.clone()), ..Said::default() });
+        let index: Value = serde_json::from_slice(&documents.v3_index(own)).unwrap();
+        let url = index["paths"]["apis/x.y/v1"]["serverRelativeURL"].as_str().unwrap();
+        assert_eq!(url, format!("/openapi/v3/apis/x.y/v1?hash={}", openapi::etag(&theirs)));
+        assert!(index["paths"]["apis/apps/v1"].is_object());
+        assert_eq!(documents.v3_document("apis/x.y/v1"), Some(theirs));
+        assert_eq!((documents.v3_document("apis/a.b/v1"), documents.v3_document("api/v1")), (None, None));
+    }
+
+    #[test]
     fn documents_are_merged() {
         let theirs = json!({"paths": {"/apis/x.y/v1/foos": {"get": {}}, "/apis/x.y/v1": {}, "/healthz": {}},
             "definitions": {"y.x.Foo": {"type": "object"}, "own.Kind": {"type": "string"}}});
@@ -121,7 +167,7 @@ mod tests {
             json!({"paths": {"/version": {}}, "definitions": {"own.Kind": {"type": "object"}}}).to_string(),
         );
         assert!(documents.merged(|| own.clone()).is_none());
-        documents.keep("x.y", "v1", Said { resources: Value::Null, openapi: part });
+        documents.keep("x.y", "v1", Said { openapi: part, ..Said::default() });
         let (json, _) = documents.merged(|| own.clone()).unwrap();
         let document: Value = serde_json::from_slice(&json).unwrap();
         let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();

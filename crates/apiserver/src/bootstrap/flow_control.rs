@@ -136,7 +136,7 @@ pub async fn ensure(objects: &dyn Objects, release: Release) -> Result<(), Statu
     for schema in &DEFAULTS.flow_schemas {
         super::ensure(objects, GROUP, "flowschemas", schema.object()).await?;
         let stored = objects.get(GROUP, "flowschemas", "", &schema.name);
-        if stored.is_some_and(|s| !list_at(&s, &["status", "conditions"]).is_empty()) {
+        if stored.is_none_or(|s| !list_at(&s, &["status", "conditions"]).is_empty()) {
             continue;
         }
         let now = Timestamp::now().rfc3339();

@@ -27,8 +27,8 @@ const LEASE: Duration = Duration::from_secs(15);
 const NAME: &str = "kubernetes";
 const NAMESPACE: &str = "default";
 
-fn service(config: &Config, ip: IpAddr) -> Value {
-    let mut port = json!({"name": "https", "protocol": "TCP", "port": 443, "targetPort": config.bind.port()});
+fn service(config: &Config, ip: IpAddr, port: u16) -> Value {
+    let mut port = json!({"name": "https", "protocol": "TCP", "port": 443, "targetPort": port});
     let mut kind = "ClusterIP";
     if config.kubernetes_service_node_port != 0 {
         port["nodePort"] = json!(config.kubernetes_service_node_port);
@@ -161,7 +161,7 @@ impl Members<'_> {
     }
 
     async fn publish(&self, members: &BTreeSet<IpAddr>) -> Result<(), Status> {
-        let port = self.state.config.bind.port();
+        let port = self.state.address.port();
         let objects = &*self.state.objects;
         endpoints(objects, members, port).await?;
         slice(objects, members, port).await
@@ -181,7 +181,8 @@ pub async fn keep(state: Arc<ServerState>, address: Option<IpAddr>, stop: Stop) 
     loop {
         let round = async {
             if let Some(ip) = address {
-                super::ensure(&*state.objects, "", "services", service(config, ip)).await?;
+                super::ensure(&*state.objects, "", "services", service(config, ip, state.address.port()))
+                    .await?;
             }
             if published {
                 members.publish(&members.renew().await?).await?;

@@ -81,8 +81,8 @@ pub(crate) async fn ensure(
         return Ok(());
     }
     match objects.create(group, resource, &namespace, object).await {
-        // Another server was faster.
-        Err(e) if e.reason == "AlreadyExists" => Ok(()),
+        // Another server was faster, or `--runtime-config` has switched the resource off.
+        Err(e) if e.reason == "AlreadyExists" || e.code == 404 => Ok(()),
         other => other.map(drop),
     }
 }

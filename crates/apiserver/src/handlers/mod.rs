@@ -140,6 +140,7 @@ impl Call {
 
     /// Lets the plug-ins change the object, or refuse it.
     pub async fn admit(&self, request: &mut AdmissionRequest) -> Result<(), Status> {
+        let started = std::time::Instant::now();
         let mut outcome = Ok(());
         for plugin in &self.state.admission {
             outcome = plugin.admit(request, &*self.state.objects).await;
@@ -147,12 +148,14 @@ impl Call {
                 break;
             }
         }
+        self.state.metrics.admitted("admit", request.operation, outcome.is_err(), started.elapsed());
         request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
         outcome
     }
 
     /// Lets the plug-ins refuse the object.
     pub async fn validate(&self, request: &AdmissionRequest) -> Result<(), Status> {
+        let started = std::time::Instant::now();
         let mut outcome = Ok(());
         for plugin in &self.state.admission {
             outcome = plugin.validate(request, &*self.state.objects).await;
@@ -160,6 +163,7 @@ impl Call {
                 break;
             }
         }
+        self.state.metrics.admitted("validate", request.operation, outcome.is_err(), started.elapsed());
         request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
         outcome
     }

@@ -17,8 +17,9 @@ use crate::options::{FieldValidation, WriteOptions};
 use crate::raw;
 use crate::request::{RequestBody, Response};
 
-/// How often a patch is tried again when the object has been changed meanwhile.
-const TRIES: usize = 5;
+/// How often a patch is tried again when the object has been changed meanwhile: each time somebody else has got on. The
+/// original tries until the request's time is over.
+const TRIES: usize = 1000;
 
 /// Type of a patch.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -196,7 +196,7 @@ async fn put(
         }
         return Ok(Step::Again);
     }
-    if lifecycle::is_same(&object, old) {
+    if lifecycle::is_same(&object, old) && (dry_run || !attempt.is_stale()) {
         // Nothing changes: no write, no event, the same resource version. If that is so of the newest state.
         if attempt.refresh().await? {
             return Ok(Step::Again);
