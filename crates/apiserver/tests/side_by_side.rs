@@ -104,7 +104,7 @@ fn selector() -> Message {
 }
 
 /// A service's cluster address and node port.
-fn service(name: &str, ip: &str, node_port: i64) -> Vec<u8> {
+fn service(namespace: &str, name: &str, ip: &str, node_port: i64) -> Vec<u8> {
     let port =
         Message::new().text(1, "http").text(2, "TCP").int(3, 80).int_or_string(4, 8080).int(5, node_port);
     let spec = Message::new()
@@ -120,7 +120,7 @@ fn service(name: &str, ip: &str, node_port: i64) -> Vec<u8> {
         .int(13, 0)
         .text(18, ip);
     Message::new()
-        .message(1, meta("old", name, &[]))
+        .message(1, meta(namespace, name, &[]))
         .message(2, spec)
         .message(3, Message::new().message(1, Message::new()))
         .object("v1", "Service")
@@ -157,7 +157,8 @@ async fn write_old_cluster(store: &Arc<dyn Store>) {
         .message(2, pod_spec("web:1", "n1"))
         .message(3, Message::new().text(1, "Running").text(6, "10.1.0.7"));
     put(store, "pods/old/p", pod.object("v1", "Pod")).await;
-    put(store, "services/specs/old/s", service("s", "10.0.0.77", 30077)).await;
+    put(store, "services/specs/old/s", service("old", "s", "10.0.0.77", 30077)).await;
+    put(store, "services/specs/default/kubernetes", service("default", "kubernetes", "10.0.0.1", 0)).await;
     let subset = Message::new()
         .message(1, Message::new().text(1, "10.1.0.7").text(3, ""))
         .message(3, Message::new().text(1, "http").int(2, 8080).text(3, "TCP"));

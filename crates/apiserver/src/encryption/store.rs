@@ -20,6 +20,10 @@ struct Rules {
     stale: Mutex<HashSet<Bytes>>,
 }
 
+fn fault(key: &[u8], why: &str) -> Error {
+    Error::Broken(format!("unable to transform key {:?}: {why}", String::from_utf8_lossy(key)))
+}
+
 impl Rules {
     fn of(&self, key: &[u8]) -> Option<&Encrypted> {
         let key = std::str::from_utf8(key).ok()?.strip_prefix(&self.root)?;
@@ -31,45 +35,46 @@ impl Rules {
             return Ok(value);
         };
         let sealed = transformer.seal(key, &value);
-        sealed.map(Bytes::from).map_err(|why| {
-            Error::Broken(format!("unable to transform key {:?}: {why}", String::from_utf8_lossy(key)))
-        })
+        sealed.map(Bytes::from).map_err(|why| fault(key, &why))
     }
 
-    /// The value as it was written. One that no key opens stays as it is: nobody can read it, which is said once here.
-    fn open(&self, mut kv: KeyValue) -> KeyValue {
-        let Some(rule) = self.of(&kv.key) else { return kv };
+    /// The value as it was written.
+    fn open(&self, mut kv: KeyValue) -> Result<KeyValue, Error> {
+        let Some(rule) = self.of(&kv.key) else { return Ok(kv) };
         let matching = rule.transformers.iter().position(|t| kv.value.starts_with(t.prefix.as_bytes()));
         let opened = matching.ok_or_else(|| "no matching prefix found".to_string()).and_then(|n| {
             let value = rule.transformers.get(n).ok_or("no provider")?.open(&kv.key, &kv.value)?;
             Ok((n, value))
         });
-        match opened {
-            Ok((n, value)) => {
-                let mut stale = self.stale.lock();
-                if n > 0 {
-                    stale.insert(kv.key.clone());
-                } else if !stale.is_empty() {
-                    stale.remove(&kv.key);
-                }
-                kv.value = value.into();
-            }
-            Err(why) => {
-                tracing::error!("unable to transform key {:?}: {why}", String::from_utf8_lossy(&kv.key));
-            }
+        let (n, value) = opened.map_err(|why| fault(&kv.key, &why))?;
+        let mut stale = self.stale.lock();
+        if n > 0 {
+            stale.insert(kv.key.clone());
+        } else if !stale.is_empty() {
+            stale.remove(&kv.key);
         }
-        kv
+        kv.value = value.into();
+        Ok(kv)
+    }
+
+    /// The same of a change that somebody else has made. What no key opens is passed on as it is: nobody can read it,
+    /// but what comes behind it.
+    fn open_change(&self, kv: KeyValue) -> KeyValue {
+        self.open(kv.clone()).unwrap_or_else(|e| {
+            tracing::error!("{e}");
+            kv
+        })
     }
 
     fn open_event(&self, event: Event) -> Event {
         match event {
             Event::Put { kv, previous } => {
                 // The older value first: the newer one says whether the key is stale.
-                let previous = previous.map(|p| self.open(p));
-                Event::Put { kv: self.open(kv), previous }
+                let previous = previous.map(|p| self.open_change(p));
+                Event::Put { kv: self.open_change(kv), previous }
             }
             Event::Delete { key, revision, previous } => {
-                let previous = previous.map(|p| self.open(p));
+                let previous = previous.map(|p| self.open_change(p));
                 self.stale.lock().remove(&key);
                 Event::Delete { key, revision, previous }
             }
@@ -92,15 +97,17 @@ impl EncryptedStore {
         })
     }
 
-    fn outcome(&self, outcome: Outcome) -> Outcome {
-        match outcome {
+    fn outcome(&self, outcome: Outcome) -> Result<Outcome, Error> {
+        let open = |kv: Option<KeyValue>| kv.map(|kv| self.rules.open(kv)).transpose();
+        Ok(match outcome {
+            // It is done, whether or not what was there before can be read.
             Outcome::Done { revision, previous } => {
-                Outcome::Done { revision, previous: previous.map(|kv| self.rules.open(kv)) }
+                Outcome::Done { revision, previous: open(previous).unwrap_or(None) }
             }
             Outcome::Conflict { current, revision } => {
-                Outcome::Conflict { current: current.map(|kv| self.rules.open(kv)), revision }
+                Outcome::Conflict { current: open(current)?, revision }
             }
-        }
+        })
     }
 }
 
@@ -108,12 +115,13 @@ impl EncryptedStore {
 impl Store for EncryptedStore {
     async fn get(&self, key: &[u8]) -> Result<(Option<KeyValue>, u64), Error> {
         let (found, revision) = self.below.get(key).await?;
-        Ok((found.map(|kv| self.rules.open(kv)), revision))
+        Ok((found.map(|kv| self.rules.open(kv)).transpose()?, revision))
     }
 
     async fn range(&self, range: Range) -> Result<RangeResult, Error> {
         let mut found = self.below.range(range).await?;
-        found.kvs = found.kvs.into_iter().map(|kv| self.rules.open(kv)).collect();
+        // Nothing is left out silently: who has the wrong keys does not get ready.
+        found.kvs = found.kvs.into_iter().map(|kv| self.rules.open(kv)).collect::<Result<_, Error>>()?;
         Ok(found)
     }
 
@@ -126,7 +134,7 @@ impl Store for EncryptedStore {
     ) -> Result<Outcome, Error> {
         let sealed = self.rules.seal(&key, value)?;
         let outcome = self.below.put(key.clone(), sealed, expect, ttl).await?;
-        let outcome = self.outcome(outcome);
+        let outcome = self.outcome(outcome)?;
         if matches!(outcome, Outcome::Done { .. }) {
             self.rules.stale.lock().remove(&key);
         }
@@ -134,7 +142,7 @@ impl Store for EncryptedStore {
     }
 
     async fn delete(&self, key: Bytes, expect: Expect) -> Result<Outcome, Error> {
-        Ok(self.outcome(self.below.delete(key, expect).await?))
+        self.outcome(self.below.delete(key, expect).await?)
     }
 
     async fn revision(&self) -> Result<u64, Error> {
@@ -159,5 +167,47 @@ impl Store for EncryptedStore {
 
     fn is_stale(&self, key: &[u8]) -> bool {
         self.rules.stale.lock().contains(key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cache::test_store::MemoryStore;
+    use crate::encryption::transform::Transformer;
+
+    fn around(below: &Arc<MemoryStore>, transformers: Vec<Transformer>) -> Arc<EncryptedStore> {
+        let rule = Encrypted { prefixes: vec!["secrets/".into()], transformers };
+        EncryptedStore::new(below.clone(), "/registry/", vec![rule])
+    }
+
+    fn key(name: &str, byte: u8) -> Transformer {
+        Transformer::new("aesgcm", name, &[byte; 32]).unwrap()
+    }
+
+    #[tokio::test]
+    async fn what_no_key_opens_is_an_error() {
+        let below = Arc::new(MemoryStore::default());
+        let at = "/registry/secrets/a/b";
+        let one = around(&below, vec![key("one", 1)]);
+        one.put(at.into(), "v".into(), Expect::Absent, None).await.unwrap();
+        let two = around(&below, vec![key("two", 2), Transformer::identity()]);
+        let all = || Range { start: "/registry/".into(), end: "/registry0".into(), ..Range::default() };
+        let text = "unable to transform key \"/registry/secrets/a/b\": identity transformer tried to read encrypted data";
+        assert_eq!(two.get(at.as_bytes()).await.unwrap_err().to_string(), text);
+        assert_eq!(two.range(all()).await.unwrap_err().to_string(), text);
+        assert!(two.put(at.into(), "w".into(), Expect::Absent, None).await.is_err());
+        let only = around(&below, vec![key("two", 2)]);
+        assert!(only.get(at.as_bytes()).await.unwrap_err().to_string().ends_with("no matching prefix found"));
+        // Of another resource it is no business.
+        two.put("/registry/pods/a/b".into(), "{}".into(), Expect::Absent, None).await.unwrap();
+        assert_eq!(below.get(b"/registry/pods/a/b").await.unwrap().0.unwrap().value, "{}");
+        // Both keys: it is read, and to be written anew.
+        let both = around(&below, vec![key("two", 2), key("one", 1)]);
+        assert_eq!(both.range(all()).await.unwrap().kvs[1].value, "v");
+        assert!(both.is_stale(at.as_bytes()));
+        both.put(at.into(), "v".into(), Expect::Any, None).await.unwrap();
+        assert!(!both.is_stale(at.as_bytes()));
+        assert_eq!(two.get(at.as_bytes()).await.unwrap().0.unwrap().value, "v");
     }
 }

@@ -173,6 +173,35 @@ impl Fairness {
             "Shared concurrency limit in the API Priority and Fairness system",
             limits,
         );
+        if self.lending {
+            let nominal = self
+                .rights
+                .lock()
+                .iter()
+                .map(|r| format!("{{priority_level=\"{}\"}} {}", r.level.name, r.nominal))
+                .collect();
+            family(
+                "nominal_limit_seats",
+                "gauge",
+                "Nominal number of execution seats configured for each priority level",
+                nominal,
+            );
+            let now = self
+                .rights
+                .lock()
+                .iter()
+                .map(|r| {
+                    let limit = r.level.queues.as_ref().map_or(0, |q| q.lock().limit());
+                    format!("{{priority_level=\"{}\"}} {limit}", r.level.name)
+                })
+                .collect();
+            family(
+                "current_limit_seats",
+                "gauge",
+                "current derived number of execution seats available to each priority level",
+                now,
+            );
+        }
         let waited = counts.iter().flat_map(|(k, c)| {
             let mut lines = histogram(&format!("{},execute=\"true\"", labels(k)), &c.waited);
             lines.extend(histogram(&format!("{},execute=\"false\"", labels(k)), &c.waited_in_vain));
