@@ -64,7 +64,8 @@ impl RuntimeConfig {
                     config.versions.insert(key.clone(), on);
                 }
                 [group, rest @ ..] if (1..=2).contains(&rest.len()) => {
-                    if !(*group == "api" && rest[0] == "v1") && !known_group(&scheme, group) {
+                    let core = *group == "api" && rest[0] == "v1";
+                    if !core && !known_group(&scheme, group) {
                         unknown.push(group.to_string());
                     }
                     let key = key.strip_prefix("api/").unwrap_or(key).to_string();

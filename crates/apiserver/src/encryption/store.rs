@@ -68,15 +68,10 @@ impl Rules {
 
     fn open_event(&self, event: Event) -> Event {
         match event {
-            Event::Put { kv, previous } => {
-                // The older value first: the newer one says whether the key is stale.
-                let previous = previous.map(|p| self.open_change(p));
-                Event::Put { kv: self.open_change(kv), previous }
-            }
-            Event::Delete { key, revision, previous } => {
-                let previous = previous.map(|p| self.open_change(p));
+            Event::Put(kv) => Event::Put(self.open_change(kv)),
+            Event::Delete { key, revision } => {
                 self.stale.lock().remove(&key);
-                Event::Delete { key, revision, previous }
+                Event::Delete { key, revision }
             }
         }
     }
@@ -98,15 +93,11 @@ impl EncryptedStore {
     }
 
     fn outcome(&self, outcome: Outcome) -> Result<Outcome, Error> {
-        let open = |kv: Option<KeyValue>| kv.map(|kv| self.rules.open(kv)).transpose();
         Ok(match outcome {
-            // It is done, whether or not what was there before can be read.
-            Outcome::Done { revision, previous } => {
-                Outcome::Done { revision, previous: open(previous).unwrap_or(None) }
-            }
             Outcome::Conflict { current, revision } => {
-                Outcome::Conflict { current: open(current)?, revision }
+                Outcome::Conflict { current: current.map(|kv| self.rules.open(kv)).transpose()?, revision }
             }
+            done => done,
         })
     }
 }

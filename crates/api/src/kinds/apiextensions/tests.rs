@@ -84,11 +84,10 @@ fn versions_convert_there_and_back() {
         "clientConfig": {"service": {"namespace": "n", "name": "s", "port": 443}},
         "conversionReviewVersions": ["v1"],
     }});
-    crd["spec"]["preserveUnknownFields"] = json!(false);
     let mut old = crd.clone();
     super::convert::to_v1beta1(&mut old);
     let spec = &old["spec"];
-    assert_eq!(spec["version"], "v2");
+    assert_eq!((&spec["version"], &spec["preserveUnknownFields"]), (&json!("v2"), &json!(false)));
     assert_eq!(spec["additionalPrinterColumns"], json!([{"name": "A", "type": "string", "JSONPath": ".a"}]));
     assert!(spec.get("validation").is_none() && spec["versions"][1]["schema"].is_object());
     assert_eq!(spec["conversion"]["conversionReviewVersions"], json!(["v1"]));

@@ -137,7 +137,7 @@ async fn what_is_left_open_is_set() {
             "container.apparmor.security.beta.kubernetes.io/c": "runtime/default"})
     );
     let non_root = policy("u", json!({"runAsUser": {"rule": "MustRunAsNonRoot"}}));
-    let done = admit(&[non_root.clone()], pod(json!({})), "u").await.unwrap();
+    let done = admit(std::slice::from_ref(&non_root), pod(json!({})), "u").await.unwrap();
     assert_eq!(done["spec"]["containers"][0]["securityContext"], json!({"runAsNonRoot": true}));
     let done = admit(&[non_root], pod(json!({"securityContext": {"runAsUser": 7}})), "u").await.unwrap();
     assert!(done["spec"]["containers"][0].get("securityContext").is_none());
