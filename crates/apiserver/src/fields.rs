@@ -1,7 +1,7 @@
 //! From what a client sent to the hub version, with its defaults; and who manages which fields.
 
 use std::borrow::Cow;
-use std::cell::OnceCell;
+use std::cell::{OnceCell, RefCell};
 use std::sync::Arc;
 
 use pilothouse_api::apply::set::Set;
@@ -32,7 +32,8 @@ pub fn typed(endpoint: &Endpoint, object: Arc<Value>) -> Value {
     object
 }
 
-fn type_of(resource: &Resource) -> Type<'_> {
+/// The type of a resource's objects, as an apply sees it.
+pub fn type_of(resource: &Resource) -> Type<'_> {
     match (resource.schema(), resource.as_custom()) {
         (Some(schema), _) => Type::built_in(schema.catalogue, schema.type_),
         (None, custom) => Type::custom(resource.catalogue(), custom.and_then(|c| c.schema.as_deref())),
@@ -49,12 +50,55 @@ fn empty(resource: &Resource) -> Value {
     object
 }
 
+/// How often an operation is done again because a webhook was to convert something first.
+const CONVERSIONS: usize = 16;
+
+/// Objects in other versions, as far as a webhook has converted them, and those that it still is to convert.
+#[derive(Default)]
+struct Conversions {
+    known: Vec<(Value, String, Value)>,
+    missing: RefCell<Vec<(Value, String)>>,
+}
+
+impl Conversions {
+    fn get(&self, object: &Value, api_version: &str) -> Option<Value> {
+        let known = self.known.iter().find(|(o, v, _)| v == api_version && o == object);
+        if known.is_none() {
+            self.missing.borrow_mut().push((object.clone(), api_version.to_string()));
+        }
+        known.map(|(_, _, converted)| converted.clone())
+    }
+}
+
+/// Does `work` with the field manager of an endpoint: again and again where it needs objects in versions that only a
+/// webhook can give, which is asked in between.
+async fn managed<T>(
+    scheme: &Scheme,
+    endpoint: &Endpoint,
+    subresource: &str,
+    work: impl Fn(&FieldManager<'_>, &Value) -> T,
+) -> Result<T, Status> {
+    let mut conversions = Conversions::default();
+    for _ in 0..CONVERSIONS {
+        let done = with_manager(scheme, &endpoint.resource, subresource, &conversions, &work);
+        let missing = conversions.missing.take();
+        let Some(view) = endpoint.storage.view().filter(|_| !missing.is_empty()) else { return Ok(done) };
+        for (object, api_version) in missing {
+            let version = parse_api_version(&api_version).map_or("", |(_, version)| version);
+            let converted = view.convert(object.clone(), version).await?;
+            conversions.known.push((object, api_version, converted));
+        }
+    }
+    Err(Status::internal("conversions between versions do not come to an end"))
+}
+
 /// Runs `work` with the field manager of a resource.
 fn with_manager<T>(
     scheme: &Scheme,
     resource: &Resource,
     subresource: &str,
-    work: impl FnOnce(&FieldManager<'_>, &Value) -> T,
+    conversions: &Conversions,
+    work: impl Fn(&FieldManager<'_>, &Value) -> T,
 ) -> T {
     // The resource in all its versions, looked for where somebody manages fields in another one.
     let others: OnceCell<Vec<Arc<Resource>>> = OnceCell::new();
@@ -71,6 +115,9 @@ fn with_manager<T>(
         let target = others.iter().find(|r| &*r.api_version == api_version)?;
         let source = others.iter().find(|r| &*r.api_version == str_at(object, &["apiVersion"]))?;
         parse_api_version(api_version)?;
+        if resource.family().is_some_and(|f| f.has_webhook() && !f.same(&source.version, &target.version)) {
+            return Some((type_of(target), conversions.get(object, api_version)?));
+        }
         let mut object = object.clone();
         if !source.same_as_hub() {
             source.to_hub(&mut object, &source.context("", true));
@@ -118,24 +165,25 @@ fn is_hub(resource: &Resource, endpoint: &Endpoint) -> bool {
 
 /// Records in an object's `managedFields` what changes from `live` and by whom. Both are in the hub version, with
 /// `apiVersion` and `kind`.
-pub fn track(
+pub async fn track(
     scheme: &Scheme,
     endpoint: &Endpoint,
     subresource: &str,
     live: Option<&Value>,
     mut object: Value,
     manager: &str,
-) -> Value {
+) -> Result<Value, Status> {
     let resource = &endpoint.resource;
     // An object that is in the version of the request already need not be copied.
     let is_hub = is_hub(resource, endpoint);
     let mut shown = if is_hub { std::mem::take(&mut object) } else { object.clone() };
     let empties = if is_hub { Empties::of(&shown) } else { Empties::default() };
     resource.from_hub(&mut shown);
-    let entries = with_manager(scheme, resource, subresource, |m, empty| {
+    let entries = managed(scheme, endpoint, subresource, |m, empty| {
         let live = live.map_or(Cow::Borrowed(empty), |live| self::shown(endpoint, live));
         m.update(&live, &shown, manager)
-    });
+    })
+    .await?;
     if is_hub {
         empties.restore(&mut shown);
         object = shown;
@@ -145,11 +193,11 @@ pub fn track(
     } else {
         set(&mut object, &["metadata", "managedFields"], entries);
     }
-    object
+    Ok(object)
 }
 
 /// Applies a configuration to an object (both in the version of the request): the merged object.
-pub fn apply(
+pub async fn apply(
     call: &Call,
     live: Option<&Value>,
     config: &Value,
@@ -157,7 +205,8 @@ pub fn apply(
     force: bool,
 ) -> Result<Value, Status> {
     let scheme = call.state.registry.scheme();
-    with_manager(&scheme, &call.endpoint.resource, call.subresource, |m, empty| {
+    managed(&scheme, &call.endpoint, call.subresource, |m, empty| {
         m.apply(live.unwrap_or(empty), config, manager, force)
     })
+    .await?
 }

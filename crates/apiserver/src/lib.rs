@@ -14,6 +14,7 @@ pub mod bootstrap;
 pub mod cache;
 pub mod compaction;
 pub mod config;
+pub mod conversion;
 pub mod crd;
 pub mod deprecation;
 pub mod dispatch;

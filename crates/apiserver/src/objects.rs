@@ -3,10 +3,12 @@
 use std::sync::{Arc, OnceLock};
 
 use async_trait::async_trait;
+use pilothouse_api::apply::typed;
+use pilothouse_api::convert::parse_api_version;
 use pilothouse_apimachinery::status::Status;
 use serde_json::Value;
 
-use crate::encode::Object;
+use crate::encode::{Object, versioned};
 use crate::fields;
 use crate::handlers::delete::{self, Deleted};
 use crate::handlers::lifecycle::{self, Target};
@@ -14,7 +16,7 @@ use crate::handlers::{create, update};
 use crate::json::str_at;
 use crate::options::DeleteOptions;
 use crate::registry::{Endpoint, Registry};
-use crate::request::Objects;
+use crate::request::{Objects, ResourceName};
 use crate::special::SpecialRest;
 
 /// The field manager of what the server writes by itself.
@@ -79,6 +81,51 @@ impl Objects for ServerObjects {
         self.registry.hub(group, resource).map_or(0, |e| e.storage.objects.revision())
     }
 
+    fn resource_of(&self, api_version: &str, kind: &str) -> Option<ResourceName> {
+        let (group, version) = parse_api_version(api_version)?;
+        let found = self.registry.scheme().by_kind(group, version, kind)?;
+        Some(ResourceName {
+            group: found.group.to_string(),
+            resource: found.plural.to_string(),
+            namespaced: found.namespaced,
+        })
+    }
+
+    fn merged(&self, resource: (&str, &str, &str), object: &Value, config: &Value) -> Option<Value> {
+        let found = self.registry.scheme().resource(resource.0, resource.1, resource.2)?;
+        Some(typed::merge(fields::type_of(&found), object, config))
+    }
+
+    async fn in_version(
+        &self,
+        group: &str,
+        resource: &str,
+        mut object: Value,
+        api_version: &str,
+    ) -> Result<Value, Status> {
+        let (_, version) = parse_api_version(api_version).unwrap_or(("", api_version));
+        let own = str_at(&object, &["apiVersion"]).rsplit('/').next().unwrap_or("").to_string();
+        let from = match own.as_str() {
+            "" => self.registry.hub(group, resource),
+            own => self.registry.endpoint(group, own, resource),
+        };
+        let Some(from) = from.filter(|e| e.resource.is_custom()) else {
+            if let Some(target) = self.registry.endpoint(group, version, resource) {
+                return Ok(versioned(&target, &object));
+            }
+            object["apiVersion"] = api_version.into();
+            return Ok(object);
+        };
+        object = versioned(&from, &object);
+        match from.storage.view() {
+            Some(view) => view.convert(object, version).await,
+            None => {
+                object["apiVersion"] = api_version.into();
+                Ok(object)
+            }
+        }
+    }
+
     async fn catch_up(&self) -> Result<(), Status> {
         self.endpoint("", "namespaces")?.storage.catch_up().await.map(drop)
     }
@@ -112,7 +159,7 @@ impl Objects for ServerObjects {
             .map_err(|e| Status::internal(format!("{resource}: {e}")))?
             .object;
         endpoint.hub.to_hub(&mut object, &context);
-        let mut object = fields::track(&self.registry.scheme(), &endpoint, "", None, object, MANAGER);
+        let mut object = fields::track(&self.registry.scheme(), &endpoint, "", None, object, MANAGER).await?;
         lifecycle::before_create(target, None, &mut object)?;
         let name = str_at(&object, &["metadata", "name"]).to_string();
         match create::store(target, object, false).await? {
@@ -134,7 +181,7 @@ impl Objects for ServerObjects {
         let context = self.registry.context(&endpoint.hub, subresource);
         let target =
             Target { endpoint: &endpoint, namespace, context: &context, special: self.special(), raw: None };
-        let mut attempt = endpoint.storage.attempt(&key(namespace, name));
+        let mut attempt = endpoint.storage.attempt(&key(namespace, name)).await?;
         loop {
             let Some(current) = attempt.current().cloned() else {
                 if attempt.refresh().await? {
@@ -147,7 +194,8 @@ impl Objects for ServerObjects {
                 let mut object = old.clone();
                 change(&mut object)?;
                 let scheme = self.registry.scheme();
-                let mut object = fields::track(&scheme, &endpoint, subresource, Some(&old), object, MANAGER);
+                let mut object =
+                    fields::track(&scheme, &endpoint, subresource, Some(&old), object, MANAGER).await?;
                 lifecycle::before_update(target, &mut object, &old)?;
                 update::commit(target, &mut attempt, &old, object, false).await
             };
@@ -174,7 +222,7 @@ impl Objects for ServerObjects {
     ) -> Result<(), Status> {
         let endpoint = self.endpoint(group, resource)?;
         let options = DeleteOptions::from_value(&options)?;
-        let mut attempt = endpoint.storage.attempt(&key(namespace, name));
+        let mut attempt = endpoint.storage.attempt(&key(namespace, name)).await?;
         loop {
             let Some(current) = attempt.current().cloned() else {
                 if attempt.refresh().await? {

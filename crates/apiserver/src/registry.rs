@@ -14,6 +14,7 @@ use serde_json::Value;
 use crate::cache::Cache;
 use crate::cache::entry::Codec;
 use crate::config::Config;
+use crate::conversion::{Converter, View};
 use crate::storage::{Encode, Storage, Stored};
 
 /// A resource in one version, with its objects.
@@ -41,6 +42,12 @@ struct ResourceCodec {
 impl Codec for ResourceCodec {
     fn decode(&self, value: &[u8]) -> Result<Value, String> {
         self.hub.decode_stored(value)
+    }
+
+    fn version(&self, object: &Value) -> Option<Arc<str>> {
+        let family = self.hub.family()?;
+        let version = family.of_api_version(object.get("apiVersion")?.as_str()?)?;
+        Some(version.version.as_str().into())
     }
 
     fn fields(&self, object: &Value) -> Vec<(Arc<str>, String)> {
@@ -103,6 +110,15 @@ impl Encode for ResourceCodec {
     }
 }
 
+/// The name of a custom resource's storage as one version shows it.
+fn view_key(resource: &Resource) -> String {
+    format!("{} {}", resource.storage_prefix(), resource.version)
+}
+
+fn is_view_of(key: &str, prefix: &str) -> bool {
+    key.strip_prefix(prefix).is_some_and(|rest| rest.starts_with(' '))
+}
+
 /// All resources.
 pub struct Registry {
     release: Release,
@@ -114,6 +130,7 @@ pub struct Registry {
     cache: Arc<Cache>,
     scheme: RwLock<Arc<Scheme>>,
     storages: RwLock<HashMap<String, Arc<Storage>>>,
+    converter: Arc<Converter>,
 }
 
 impl Registry {
@@ -136,6 +153,7 @@ impl Registry {
             cache,
             scheme: RwLock::new(Arc::new(scheme.clone())),
             storages: RwLock::default(),
+            converter: Arc::default(),
         };
         for hub in scheme.hubs() {
             let prefix = hub.storage_prefix().to_string();
@@ -165,6 +183,11 @@ impl Registry {
             keep_parsed: looked_at_often(hub),
             protobuf: self.protobuf && own,
         })
+    }
+
+    /// What calls conversion webhooks.
+    pub fn converter(&self) -> &Arc<Converter> {
+        &self.converter
     }
 
     /// The release served.
@@ -197,6 +220,11 @@ impl Registry {
     }
 
     fn with_storage(&self, scheme: &Scheme, resource: Arc<Resource>) -> Option<Endpoint> {
+        if resource.is_custom() {
+            // Worked on in the version of the request; what is stored in another one is converted.
+            let storage = self.storages.read().get(&view_key(&resource))?.clone();
+            return Some(Endpoint { hub: resource.clone(), resource, storage });
+        }
         let hub = scheme.hub(&resource.group, &resource.plural)?;
         let storage = self.storages.read().get(hub.storage_prefix())?.clone();
         Some(Endpoint { resource, hub, storage })
@@ -228,7 +256,16 @@ impl Registry {
         let codec = self.codec(&hub);
         let Some(objects) = self.cache.add(&prefix, codec.clone()).await else { return };
         let storage = Storage::new(self.store.clone(), self.cache.clone(), codec, &prefix, objects);
-        self.storages.write().insert(prefix, Arc::new(storage));
+        let mut storages = self.storages.write();
+        storages.retain(|key, _| !is_view_of(key, &prefix));
+        for resource in next.resources().filter(|r| r.storage_prefix() == prefix) {
+            let Some(family) = resource.family() else { continue };
+            let codec = self.codec(resource);
+            let view = View::new(self.converter.clone(), family.clone(), resource.version.clone(), codec);
+            storages.insert(view_key(resource), Arc::new(storage.viewed(Arc::new(view))));
+        }
+        storages.insert(prefix, Arc::new(storage));
+        drop(storages);
         *self.scheme.write() = Arc::new(next);
     }
 
@@ -237,7 +274,8 @@ impl Registry {
         let scheme = self.scheme();
         let Some(hub) = scheme.hub(group, plural).filter(|h| h.is_custom()) else { return };
         *self.scheme.write() = Arc::new(scheme.without_crd(group, plural));
-        self.storages.write().remove(hub.storage_prefix());
+        let prefix = hub.storage_prefix();
+        self.storages.write().retain(|key, _| key != prefix && !is_view_of(key, prefix));
         self.cache.remove(hub.storage_prefix());
     }
 

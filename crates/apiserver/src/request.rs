@@ -372,9 +372,9 @@ pub struct AdmissionRequest {
     pub warnings: Warnings,
 }
 
-/// Texts for `Warning` headers, as plug-ins collect them.
+/// Texts for `Warning` headers and annotations of the audit record, as plug-ins collect them.
 #[derive(Debug, Clone, Default)]
-pub struct Warnings(Arc<Mutex<Vec<String>>>);
+pub struct Warnings(Arc<Mutex<Vec<String>>>, Arc<Mutex<BTreeMap<String, String>>>);
 
 impl Warnings {
     /// Adds one.
@@ -382,9 +382,19 @@ impl Warnings {
         self.0.lock().push(text.to_string());
     }
 
-    /// Takes all.
+    /// Takes all texts.
     pub fn take(&self) -> Vec<String> {
         std::mem::take(&mut *self.0.lock())
+    }
+
+    /// Adds an annotation for the audit record.
+    pub fn annotate(&self, key: &str, value: &str) {
+        self.1.lock().insert(key.to_string(), value.to_string());
+    }
+
+    /// Takes all annotations.
+    pub fn take_annotations(&self) -> BTreeMap<String, String> {
+        std::mem::take(&mut *self.1.lock())
     }
 }
 
@@ -405,6 +415,17 @@ pub trait Plugin: Send + Sync {
     }
 }
 
+/// A resource by its names in the store.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct ResourceName {
+    /// API group.
+    pub group: String,
+    /// Plural.
+    pub resource: String,
+    /// Whether objects live in namespaces.
+    pub namespaced: bool,
+}
+
 /// How the API server's own parts (plug-ins, authorizers, allocators, reconcilers) read and write objects: the same
 /// path as requests take, without HTTP, authorization and admission. Objects are in the hub version; resources are
 /// named as in the store (`pods`, `roles` with group `rbac.authorization.k8s.io`).
@@ -422,6 +443,30 @@ pub trait Objects: Send + Sync {
     /// The store's revision at which an object of the resource last changed, as far as the cache knows: tells whether
     /// something derived from the objects is still good.
     fn revision(&self, group: &str, resource: &str) -> u64;
+
+    /// The resource of a kind, if it is served in that version.
+    fn resource_of(&self, _api_version: &str, _kind: &str) -> Option<ResourceName> {
+        None
+    }
+
+    /// An object of a resource (from [`Objects::get`], or in the version that its `apiVersion` names) in another
+    /// version.
+    async fn in_version(
+        &self,
+        _group: &str,
+        _resource: &str,
+        mut object: Value,
+        api_version: &str,
+    ) -> Result<Value, Status> {
+        object["apiVersion"] = api_version.into();
+        Ok(object)
+    }
+
+    /// What an apply of `config` makes of an object, by the rules of its type for lists and maps; none where the
+    /// resource (group, version, plural) is not there.
+    fn merged(&self, _resource: (&str, &str, &str), _object: &Value, _config: &Value) -> Option<Value> {
+        None
+    }
 
     /// Waits until the watch cache holds every write that returned before the call.
     async fn catch_up(&self) -> Result<(), Status> {

@@ -86,6 +86,7 @@ impl ServerState {
         let registry = Arc::new(Registry::new(config, store.clone(), cache.clone()));
         let server_objects = Arc::new(ServerObjects::new(registry.clone()));
         let objects: Arc<dyn Objects> = server_objects.clone();
+        registry.converter().set_objects(objects.clone());
         let fault = anyhow::Error::msg::<String>;
         let authenticator = authentication::build(config, &objects).map_err(fault)?;
         let authorizer = authorization::build(config, &objects).map_err(fault)?;

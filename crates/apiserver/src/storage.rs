@@ -13,6 +13,7 @@ use crate::cache::Cache;
 use crate::cache::entry::{Codec, Entry, serialize_rest};
 use crate::cache::pending::Prepared;
 use crate::cache::resource::ResourceCache;
+use crate::conversion::View;
 use crate::handlers::version;
 use crate::raw;
 
@@ -53,7 +54,9 @@ pub struct Storage {
     encode: Arc<dyn Encode>,
     /// What stands in keys before namespace and name: `pods`.
     prefix: String,
-    /// The resource's own cache.
+    /// The version in which objects are shown, where they have several.
+    view: Option<Arc<View>>,
+    /// The resource's own cache: objects as they are stored.
     pub objects: Arc<ResourceCache>,
 }
 
@@ -77,7 +80,40 @@ impl Storage {
         prefix: &str,
         objects: Arc<ResourceCache>,
     ) -> Storage {
-        Storage { store, cache, encode, prefix: prefix.to_string(), objects }
+        Storage { store, cache, encode, prefix: prefix.to_string(), view: None, objects }
+    }
+
+    /// The same objects, shown in a version.
+    pub fn viewed(&self, view: Arc<View>) -> Storage {
+        Storage {
+            store: self.store.clone(),
+            cache: self.cache.clone(),
+            encode: self.encode.clone(),
+            prefix: self.prefix.clone(),
+            view: Some(view),
+            objects: self.objects.clone(),
+        }
+    }
+
+    /// The version in which objects are shown, where that can differ from how they are stored.
+    pub fn view(&self) -> Option<&Arc<View>> {
+        self.view.as_ref().filter(|v| !v.is_plain())
+    }
+
+    /// Entries of the cache or the store as this storage shows them.
+    pub async fn show(&self, entries: Vec<Arc<Entry>>) -> Result<Vec<Arc<Entry>>, Status> {
+        match self.view() {
+            Some(view) => view.show(entries).await,
+            None => Ok(entries),
+        }
+    }
+
+    /// The same for one, if it is there.
+    pub async fn show_one(&self, entry: Option<Arc<Entry>>) -> Result<Option<Arc<Entry>>, Status> {
+        if self.view().is_none() {
+            return Ok(entry);
+        }
+        Ok(self.show(entry.into_iter().collect()).await?.pop())
     }
 
     /// The whole watch cache.
@@ -107,11 +143,12 @@ impl Storage {
     /// An object, at least as new as every write that returned before the call.
     pub async fn get(&self, key: &str) -> Result<Option<Arc<Entry>>, Status> {
         self.catch_up().await?;
-        Ok(self.objects.get(key))
+        self.show_one(self.objects.get(key)).await
     }
 
     /// A range of keys as they are at a revision, read from the store; `prefix` and `start` are without the resource's
-    /// own prefix. Objects that the cache has at the same revision are not read again.
+    /// own prefix. Objects that the cache has at the same revision are not read again. They are as they are stored:
+    /// [`Storage::show`] is up to the caller.
     pub async fn range(
         &self,
         prefix: &str,
@@ -167,6 +204,10 @@ impl Storage {
         text: Option<&RawValue>,
         expect: Expect,
     ) -> Result<Result<Arc<Entry>, Option<KeyValue>>, Status> {
+        let object = match &self.view {
+            Some(view) => view.to_stored(object).await?,
+            None => object,
+        };
         let full = self.cache.key(&self.prefix, key);
         let prepared = self.prepare(object, text);
         self.cache.pending().add(&full, &prepared);
@@ -191,13 +232,14 @@ impl Storage {
         object: Value,
         text: Option<&RawValue>,
     ) -> Result<Option<Arc<Entry>>, Status> {
-        Ok(self.put(key, object, text, Expect::Absent).await?.ok())
+        let made = self.put(key, object, text, Expect::Absent).await?.ok();
+        self.show_one(made).await
     }
 
     /// Begins to change an object, from its state in the cache.
-    pub fn attempt(self: &Arc<Self>, key: &str) -> Attempt {
-        let current = self.objects.get(key);
-        Attempt { storage: self.clone(), key: key.to_string(), current, fresh: false }
+    pub async fn attempt(self: &Arc<Self>, key: &str) -> Result<Attempt, Status> {
+        let current = self.show_one(self.objects.get(key)).await?;
+        Ok(Attempt { storage: self.clone(), key: key.to_string(), current, fresh: false })
     }
 }
 
@@ -234,15 +276,16 @@ impl Attempt {
         self.storage.store.is_stale(&self.storage.cache.key(&self.storage.prefix, &self.key))
     }
 
-    fn learn(&mut self, current: Option<KeyValue>) -> Result<(), Status> {
+    async fn learn(&mut self, current: Option<KeyValue>) -> Result<(), Status> {
         let skip = self.storage.cache.key(&self.storage.prefix, "").len();
         self.fresh = true;
-        self.current = match current {
+        let found = match current {
             None => None,
             Some(kv) => Some(self.storage.entry(&kv, skip).ok_or_else(|| {
                 Status::internal(format!("the object at {} cannot be read", self.storage.full_key(&self.key)))
             })?),
         };
+        self.current = self.storage.show_one(found).await?;
         Ok(())
     }
 
@@ -257,11 +300,11 @@ impl Attempt {
             self.storage.encode.raw_field().and_then(|name| raw::member(self.current.as_ref()?.body(), name));
         match self.storage.put(&self.key, object, text.as_deref(), self.expect()).await? {
             Ok(entry) => {
-                self.current = Some(entry.clone());
-                Ok(Some(entry))
+                self.current = self.storage.show_one(Some(entry)).await?;
+                Ok(self.current.clone())
             }
             Err(current) => {
-                self.learn(current)?;
+                self.learn(current).await?;
                 Ok(None)
             }
         }
@@ -273,7 +316,7 @@ impl Attempt {
         match self.storage.store.delete(full, self.expect()).await.map_err(unavailable)? {
             Outcome::Done { revision } => Ok(Some(revision)),
             Outcome::Conflict { current, .. } => {
-                self.learn(current)?;
+                self.learn(current).await?;
                 Ok(None)
             }
         }
@@ -362,14 +405,14 @@ pub(crate) mod tests {
         let (s, task) = storage();
         s.create("ns/a", pod(0), None).await.unwrap();
         s.catch_up().await.unwrap();
-        let mut one = s.attempt("ns/a");
-        let mut two = s.attempt("ns/a");
+        let mut one = s.attempt("ns/a").await.unwrap();
+        let mut two = s.attempt("ns/a").await.unwrap();
         assert!(one.write(pod(1)).await.unwrap().is_some());
         assert!(two.write(pod(2)).await.unwrap().is_none());
         assert_eq!(two.current().unwrap().object()["n"], 1);
         assert!(!two.refresh().await.unwrap());
         assert!(two.write(pod(2)).await.unwrap().is_some());
-        let mut gone = s.attempt("ns/a");
+        let mut gone = s.attempt("ns/a").await.unwrap();
         gone.refresh().await.unwrap();
         assert!(gone.delete().await.unwrap().is_some());
         assert!(two.delete().await.unwrap().is_none());
@@ -384,7 +427,7 @@ pub(crate) mod tests {
             s.create(&format!("ns/{i}"), pod(i), None).await.unwrap();
         }
         let then = s.catch_up().await.unwrap();
-        let mut a = s.attempt("ns/1");
+        let mut a = s.attempt("ns/1").await.unwrap();
         a.write(pod(100)).await.unwrap();
         let (entries, found) = s.range("ns/", "", 2, then).await.unwrap();
         assert_eq!((entries.len(), found.more, found.count), (2, true, 3));

@@ -5,11 +5,14 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pilothouse_api::apply::typed;
+use pilothouse_api::scheme::Scheme;
 use pilothouse_apimachinery::status::Status;
+use pilothouse_apimachinery::version::NEWEST;
 use serde_json::{Value, json};
 
 use crate::json::{get, str_at};
-use crate::request::Objects;
+use crate::request::{Objects, ResourceName};
 
 type Key = (String, String, String, String);
 
@@ -67,6 +70,18 @@ impl FakeObjects {
 
 #[async_trait]
 impl Objects for FakeObjects {
+    fn merged(&self, resource: (&str, &str, &str), object: &Value, config: &Value) -> Option<Value> {
+        let scheme = Scheme::new(NEWEST);
+        let found = scheme.resource(resource.0, resource.1, resource.2)?;
+        Some(typed::merge(crate::fields::type_of(&found), object, config))
+    }
+
+    fn resource_of(&self, api_version: &str, kind: &str) -> Option<ResourceName> {
+        let group = api_version.split_once('/').map_or("", |(group, _)| group);
+        let resource = format!("{}s", kind.to_lowercase());
+        Some(ResourceName { group: group.into(), resource, namespaced: true })
+    }
+
     fn get(&self, group: &str, resource: &str, namespace: &str, name: &str) -> Option<Arc<Value>> {
         self.0.lock().objects.get(&key(group, resource, namespace, name)).cloned()
     }

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::field::{self, ErrorList, ErrorType, Path};
 use pilothouse_apimachinery::json::{self, bool_at, get, list_at, str_at};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::time;
@@ -11,6 +11,7 @@ use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
 use super::jsonpath::JsonPath;
+use super::rules::Validator;
 use super::schema::Schema;
 use super::{lists, objects, prune, validate};
 use crate::apply::show;
@@ -37,6 +38,8 @@ pub struct CustomVersion {
     pub categories: Vec<String>,
     /// Whether objects live in namespaces.
     pub namespaced: bool,
+    /// Whether requests may name this version.
+    pub served: bool,
     /// Whether objects are stored in this version.
     pub storage: bool,
     /// Whether the version is deprecated, and the warning that clients get then.
@@ -45,6 +48,8 @@ pub struct CustomVersion {
     pub open_api_schema: Arc<Value>,
     /// The schema.
     pub schema: Option<Arc<Schema>>,
+    /// The schema's rules in CEL; none in v1.20.
+    pub rules: Option<Arc<Validator>>,
     /// `spec.preserveUnknownFields`: nothing is pruned then.
     pub preserve_unknown_fields: bool,
     /// Whether there is a `status` subresource.
@@ -88,9 +93,14 @@ fn strings(value: &Value, path: &[&str]) -> Vec<String> {
 }
 
 /// The versions that a CustomResourceDefinition (in version v1) serves; nothing where its names are not accepted yet.
+pub fn resources(crd: &Value, release: Release) -> Vec<CustomVersion> {
+    versions(crd, release).into_iter().filter(|v| v.served).collect()
+}
+
+/// All versions of a CustomResourceDefinition (in version v1); nothing where its names are not accepted yet.
 ///
 /// Names are those that were accepted (`status.acceptedNames`).
-pub fn resources(crd: &Value, release: Release) -> Vec<CustomVersion> {
+pub fn versions(crd: &Value, release: Release) -> Vec<CustomVersion> {
     let established = list_at(crd, &["status", "conditions"])
         .iter()
         .any(|c| c["type"] == "Established" && c["status"] == "True");
@@ -98,11 +108,7 @@ pub fn resources(crd: &Value, release: Release) -> Vec<CustomVersion> {
     if !established || str_at(names, &["plural"]).is_empty() {
         return Vec::new();
     }
-    list_at(crd, &["spec", "versions"])
-        .iter()
-        .filter(|v| bool_at(v, &["served"]))
-        .map(|v| version(crd, names, v, release))
-        .collect()
+    list_at(crd, &["spec", "versions"]).iter().map(|v| version(crd, names, v, release)).collect()
 }
 
 fn version(crd: &Value, names: &Value, v: &Value, release: Release) -> CustomVersion {
@@ -116,6 +122,8 @@ fn version(crd: &Value, names: &Value, v: &Value, release: Release) -> CustomVer
         "" => format!("{group}/{version} {kind} is deprecated"),
         warning => warning.to_string(),
     });
+    let schema = open_api_schema.is_object().then(|| Arc::new(Schema::parse(&open_api_schema)));
+    let rules = schema.as_deref().filter(|_| release != Release::V1_20).and_then(Validator::new);
     CustomVersion {
         list_kind: text("listKind"),
         plural: text("plural"),
@@ -123,9 +131,11 @@ fn version(crd: &Value, names: &Value, v: &Value, release: Release) -> CustomVer
         short_names: strings(names, &["shortNames"]),
         categories: strings(names, &["categories"]),
         namespaced: str_at(crd, &["spec", "scope"]) == "Namespaced",
+        served: bool_at(v, &["served"]),
         storage: bool_at(v, &["storage"]),
         deprecation_warning,
-        schema: open_api_schema.is_object().then(|| Arc::new(Schema::parse(&open_api_schema))),
+        rules: rules.map(Arc::new),
+        schema,
         open_api_schema: Arc::new(open_api_schema),
         preserve_unknown_fields: bool_at(crd, &["spec", "preserveUnknownFields"]),
         has_status: json::has(v, &["subresources", "status"]),
@@ -147,6 +157,14 @@ fn version(crd: &Value, names: &Value, v: &Value, release: Release) -> CustomVer
         version,
         kind,
     }
+}
+
+/// Whether a fault is one after which rules cannot count on the types of values.
+fn blocks_rules(e: &field::Error) -> bool {
+    matches!(e.error_type, ErrorType::Required | ErrorType::NotSupported)
+        || e.body.contains("must be of type")
+        || e.body.contains("should be at most")
+        || e.body.contains("should have at most")
 }
 
 /// A simple path as the names on the way: `.spec.replicas`.
@@ -246,12 +264,39 @@ impl CustomVersion {
         if let Some(schema) = &self.schema {
             errors.extend(lists::validate(&Path::default(), schema, object));
         }
+        self.validate_rules(object, None, &mut errors);
+        errors
+    }
+
+    /// Adds the faults that the schema's rules find, or that they were not asked.
+    fn validate_rules(&self, object: &Value, old: Option<&Value>, errors: &mut ErrorList) {
+        let Some(rules) = &self.rules else { return };
+        if errors.iter().any(blocks_rules) {
+            errors.push(field::Error {
+                error_type: ErrorType::Invalid,
+                field: "<nil>".into(),
+                body: "Invalid value: \"null\": some validation rules were not checked because the object was invalid; correct the existing errors to complete validation".into(),
+            });
+            return;
+        }
+        errors.extend(rules.validate(object, old).0);
+    }
+
+    /// Faults of an object's new state against the schema, without those that it had before, where values are as they
+    /// were. v1.20 knows no such mercy.
+    fn check_update(&self, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.check(new);
+        if errors.is_empty() || self.release == Release::V1_20 {
+            return errors;
+        }
+        let before = self.check(old);
+        errors.retain(|e| e.error_type == ErrorType::Required || !before.contains(e));
         errors
     }
 
     /// Faults of an update of the object, `metadata` excluded. Lists that broke their rules before may do so on.
     pub fn validate_update(&self, new: &Value, old: &Value) -> ErrorList {
-        let mut errors = self.check(new);
+        let mut errors = self.check_update(new, old);
         errors.extend(self.validate_scale_spec(new));
         errors.extend(self.validate_scale_status(new));
         errors.extend(self.validate_embedded(new));
@@ -260,13 +305,15 @@ impl CustomVersion {
         {
             errors.extend(lists::validate(&Path::default(), schema, new));
         }
+        self.validate_rules(new, Some(old), &mut errors);
         errors
     }
 
     /// Faults of an update of the status, `metadata` excluded.
-    pub fn validate_status_update(&self, new: &Value) -> ErrorList {
-        let mut errors = self.check(new);
+    pub fn validate_status_update(&self, new: &Value, old: &Value) -> ErrorList {
+        let mut errors = self.check_update(new, old);
         errors.extend(self.validate_scale_status(new));
+        self.validate_rules(new, Some(old), &mut errors);
         errors
     }
 

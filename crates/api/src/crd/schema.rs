@@ -6,6 +6,8 @@ use pilothouse_apimachinery::json::{bool_at, get, str_at};
 use regex::Regex;
 use serde_json::Value;
 
+use super::rules::Rule;
+
 /// How deep a schema may be nested: beyond, it says nothing.
 const MAX_DEPTH: usize = 128;
 
@@ -97,6 +99,8 @@ pub struct Schema {
     pub list_map_keys: Vec<String>,
     /// `x-kubernetes-map-type`.
     pub map_type: String,
+    /// Rules in CEL.
+    pub validations: Vec<Rule>,
 }
 
 /// Formats that are checked.
@@ -197,6 +201,7 @@ impl Schema {
             list_type: str_at(value, &["x-kubernetes-list-type"]).to_string(),
             list_map_keys: strings("x-kubernetes-list-map-keys"),
             map_type: str_at(value, &["x-kubernetes-map-type"]).to_string(),
+            validations: Rule::all(value),
         }
     }
 

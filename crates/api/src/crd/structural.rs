@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use super::schema::Schema;
 pub use super::shape::violations;
-use super::{objects, prune, validate};
+use super::{objects, prune, rules, validate};
 
 /// What is asked of a schema: less where an old definition is updated that broke a rule already.
 #[derive(Debug, Clone)]
@@ -27,6 +27,8 @@ pub struct Rules {
     pub atomic_sets: bool,
     /// Keys of lists of type map must be required or have a default.
     pub required_map_keys: bool,
+    /// Rules in CEL are known.
+    pub validations: bool,
 }
 
 const TYPES: &[&str] = &["array", "boolean", "integer", "null", "number", "object", "string"];
@@ -142,7 +144,7 @@ pub fn has_unpruned_defaults(schema: &Value) -> bool {
 }
 
 /// The faults of a schema (`openAPIV3Schema`) at `path` (that of `schema` or `validation`).
-pub fn validate_schema(schema: &Value, status: bool, rules: &Rules, path: &Path) -> ErrorList {
+pub fn validate_schema(schema: &Value, status: bool, demands: &Rules, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
     if !schema.is_object() {
         return errors;
@@ -171,15 +173,19 @@ pub fn validate_schema(schema: &Value, status: bool, rules: &Rules, path: &Path)
             "nullable cannot be true at the root",
         ));
     }
-    let place = Place { root: true, inside_meta: false, no_defaults: rules.no_defaults.clone() };
-    openapi(schema, &at, &place, rules, &mut errors);
-    if rules.structural {
+    let place = Place { root: true, inside_meta: false, no_defaults: demands.no_defaults.clone() };
+    openapi(schema, &at, &place, demands, &mut errors);
+    if demands.structural {
         let violations = violations(schema, &at);
         if violations.is_empty() {
-            errors.extend(defaults(schema, &at, true, rules.pruned_defaults));
+            errors.extend(defaults(schema, &at, true, demands.pruned_defaults));
         } else {
             errors.extend(violations);
         }
+    }
+    if demands.validations {
+        let sound = errors.is_empty();
+        errors.extend(rules::check(schema, &at, sound));
     }
     errors
 }

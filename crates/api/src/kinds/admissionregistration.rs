@@ -1,6 +1,7 @@
 //! Kinds of `admissionregistration.k8s.io`: admission webhooks and policies.
 
 pub mod client_config;
+pub mod expressions;
 mod policy;
 mod webhook;
 

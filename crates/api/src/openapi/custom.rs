@@ -5,6 +5,26 @@ use serde_json::{Map, Value, json};
 use super::definitions::{Flavor, meta_name};
 use crate::crd::CustomVersion;
 
+const CONVENTIONS: &str =
+    "https://git.k8s.io/community/contributors/devel/sig-architecture/api-conventions.md";
+
+/// What clients are told of the fields that every object has.
+fn description(field: &str) -> String {
+    let (text, anchor) = match field {
+        "apiVersion" => (
+            "APIVersion defines the versioned schema of this representation of an object. Servers should convert recognized schemas to the latest internal value, and may reject unrecognized values.",
+            "resources",
+        ),
+        "kind" => (
+            "Kind is a string value representing the REST resource this object represents. Servers may infer this from the endpoint the client submits requests to. Cannot be updated. In CamelCase.",
+            "types-kinds",
+        ),
+        "ListMeta" => ("Standard list metadata.", "types-kinds"),
+        _ => ("Standard object's metadata.", "metadata"),
+    };
+    format!("{text} More info: {CONVENTIONS}#{anchor}")
+}
+
 /// The definition name of a custom resource: its group reversed, such as `com.example.stable.v1.CronTab`.
 pub(super) fn name(group: &str, version: &str, kind: &str) -> String {
     let reversed: Vec<&str> = group.rsplit('.').collect();
@@ -28,9 +48,12 @@ pub(super) fn definitions(custom: &CustomVersion, flavor: Flavor) -> [(String, V
         }
         map.insert("x-kubernetes-group-version-kind".into(), gvk(&custom.kind));
     }
-    let mut list_properties = json!({"items": {"type": "array", "items": flavor.reference(&own)}});
+    let items = format!("List of {}. More info: {CONVENTIONS}", custom.plural);
+    let mut list_properties =
+        json!({"items": {"type": "array", "items": flavor.reference(&own), "description": items}});
     add_resource_fields(&mut list_properties, flavor, "ListMeta");
     let list = json!({
+        "description": format!("{} is a list of {}", custom.list_kind, custom.kind),
         "type": "object",
         "required": ["items"],
         "properties": list_properties,
@@ -43,9 +66,11 @@ pub(super) fn definitions(custom: &CustomVersion, flavor: Flavor) -> [(String, V
 fn add_resource_fields(properties: &mut Value, flavor: Flavor, metadata: &str) {
     if let Value::Object(map) = properties {
         for name in ["apiVersion", "kind"] {
-            map.insert(name.into(), json!({"type": "string"}));
+            map.insert(name.into(), json!({"type": "string", "description": description(name)}));
         }
-        map.insert("metadata".into(), flavor.reference(&meta_name(metadata)));
+        let mut reference = flavor.reference(&meta_name(metadata));
+        reference["description"] = description(metadata).into();
+        map.insert("metadata".into(), reference);
     }
 }
 

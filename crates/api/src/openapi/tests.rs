@@ -85,6 +85,8 @@ fn swagger() {
         assert_eq!(list["operationId"], "listAppsV1DeploymentForAllNamespaces");
 
         let custom = &definitions["com.example.h.v1.CronTab"];
+        let told = custom["properties"]["apiVersion"]["description"].as_str().unwrap();
+        assert!(told.starts_with("APIVersion defines the versioned schema"));
         let spec = &custom["properties"]["spec"]["properties"];
         assert_eq!(spec["replicas"]["maximum"], 10);
         assert!(spec["replicas"].get("default").is_none() && spec["port"].get("type").is_none());

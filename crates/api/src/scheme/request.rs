@@ -2,9 +2,11 @@
 
 use pilothouse_apimachinery::json::{self, str_at};
 use pilothouse_apimachinery::status::{Result, Status};
+use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use super::Resource;
+use crate::crd;
 use crate::decode::request::{self, Expected, Media};
 use crate::decode::{self, Decoded};
 
@@ -80,6 +82,10 @@ impl Resource {
             let decoded = decode::from_value(schema, metadata).map_err(|e| bad(&e))?;
             faults.extend(decoded.faults.into_iter().map(|f| f.replacen('"', "\"metadata.", 1)));
             json::set(&mut value, &["metadata"], decoded.object);
+            let structure = self.as_custom().and_then(|c| c.schema.as_deref());
+            if let Some(structure) = structure.filter(|_| self.release != Release::V1_20) {
+                embedded(&mut value, structure, schema, "", &mut faults);
+            }
         }
         Ok(Decoded { object: value, faults })
     }
@@ -97,6 +103,47 @@ impl Resource {
     /// 400 for strict validation.
     pub fn strict_error(&self, faults: &[String]) -> Status {
         request::strict_error(&self.version, &self.kind, faults)
+    }
+}
+
+/// Brings the `metadata` of objects inside of a custom one into the form of every object's. What cannot be read as such
+/// is left as it is: validation says why.
+fn embedded(
+    value: &mut Value,
+    structure: &crd::schema::Schema,
+    metadata: crate::schema::Schema,
+    path: &str,
+    faults: &mut Vec<String>,
+) {
+    match value {
+        Value::Object(map) => {
+            if structure.embedded_resource
+                && let Some(own) = map.get_mut("metadata")
+                && let Ok(decoded) = decode::from_value(metadata, own.clone())
+            {
+                let prefix = format!("\"{path}.metadata.");
+                faults.extend(decoded.faults.into_iter().map(|f| f.replacen('"', &prefix, 1)));
+                let timed = own.get("creationTimestamp").is_some();
+                *own = decoded.object;
+                if !timed {
+                    json::remove(own, &["creationTimestamp"]);
+                }
+            }
+            for (key, item) in map {
+                let below = structure.properties.get(key).or(structure.additional_schema());
+                if let Some(below) = below {
+                    let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    embedded(item, below, metadata, &at, faults);
+                }
+            }
+        }
+        Value::Array(items) => {
+            let Some(below) = &structure.items else { return };
+            for (i, item) in items.iter_mut().enumerate() {
+                embedded(item, below, metadata, &format!("{path}[{i}]"), faults);
+            }
+        }
+        _ => {}
     }
 }
 

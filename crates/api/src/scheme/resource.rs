@@ -2,13 +2,12 @@
 
 use std::sync::Arc;
 
-use pilothouse_apimachinery::json::{self, str_at};
 use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
 use crate::catalogue::Catalogue;
 use crate::convert::api_version;
-use crate::crd::{self, CustomVersion};
+use crate::crd::{CustomVersion, Family};
 use crate::kinds::{Context, Kind, Version};
 use crate::schema::Schema;
 
@@ -55,10 +54,8 @@ pub(super) enum Body {
     /// A CustomResourceDefinition's.
     Custom {
         version: Arc<CustomVersion>,
-        /// The version that objects are stored in.
-        storage: Arc<str>,
-        /// `spec.conversion` of the definition.
-        conversion: Arc<Value>,
+        /// All versions of the definition.
+        family: Arc<Family>,
     },
 }
 
@@ -184,17 +181,12 @@ impl Resource {
 
     /// The served versions of a CustomResourceDefinition (in version v1).
     pub(super) fn custom(crd: &Value, release: Release) -> Vec<Resource> {
-        let storage =
-            json::list_at(crd, &["spec", "versions"]).iter().find(|v| json::bool_at(v, &["storage"]));
-        let storage: Arc<str> = storage.map_or("", |v| str_at(v, &["name"])).into();
-        let conversion = Arc::new(json::get(crd, &["spec", "conversion"]).clone());
-        crd::resources(crd, release)
-            .into_iter()
-            .map(|version| Resource::of_version(Arc::new(version), storage.clone(), conversion.clone()))
-            .collect()
+        let family = Arc::new(Family::new(crd, release));
+        let served = family.versions.iter().filter(|v| v.served);
+        served.map(|version| Resource::of_version(version.clone(), family.clone())).collect()
     }
 
-    fn of_version(custom: Arc<CustomVersion>, storage: Arc<str>, conversion: Arc<Value>) -> Resource {
+    fn of_version(custom: Arc<CustomVersion>, family: Arc<Family>) -> Resource {
         let mut subresources = Vec::new();
         if custom.has_status {
             subresources.push(Subresource { name: "status", gvk: None, verbs: &["get", "patch", "update"] });
@@ -221,9 +213,9 @@ impl Resource {
             subresources,
             release: custom.release,
             served: true,
-            selectable_names: Vec::new(),
+            selectable_names: custom.selectable.iter().map(|s| s.as_str().into()).collect(),
             storage_prefix: format!("{}/{}", custom.group, custom.plural).into(),
-            body: Body::Custom { version: custom, storage, conversion },
+            body: Body::Custom { version: custom, family },
         }
     }
 
@@ -240,7 +232,7 @@ impl Resource {
     pub fn hub_version(&self) -> (&str, &str) {
         match &self.body {
             Body::BuiltIn { kind, .. } => (kind.versions[0].group, kind.versions[0].version),
-            Body::Custom { storage, .. } => (&self.group, storage),
+            Body::Custom { family, .. } => (&self.group, &family.storage),
         }
     }
 
@@ -263,10 +255,10 @@ impl Resource {
         }
     }
 
-    /// `spec.conversion` of a custom resource's definition.
-    pub fn conversion(&self) -> Option<&Value> {
+    /// All versions of a custom resource's definition.
+    pub fn family(&self) -> Option<&Arc<Family>> {
         match &self.body {
-            Body::Custom { conversion, .. } => Some(conversion),
+            Body::Custom { family, .. } => Some(family),
             Body::BuiltIn { .. } => None,
         }
     }

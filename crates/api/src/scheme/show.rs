@@ -20,6 +20,10 @@ impl Resource {
         if self.namespaced || !self.is_custom() {
             out.push((LABELS[1].clone(), at("namespace")));
         }
+        if let Body::Custom { version, .. } = &self.body {
+            let own = version.selectable_fields(object);
+            out.extend(self.selectable_names.iter().cloned().zip(own.into_iter().map(|(_, value)| value)));
+        }
         if let Body::BuiltIn { kind, .. } = &self.body {
             out.extend((kind.selectable_fields)(object).into_iter().map(|(name, value)| {
                 let shared = self.selectable_names.iter().find(|n| &***n == name).cloned();

@@ -102,7 +102,7 @@ impl Resource {
         errs.extend(match &self.body {
             Body::BuiltIn { kind, .. } => (kind.validate_update)(new, old, context),
             Body::Custom { version, .. } if context.subresource == "status" => {
-                version.validate_status_update(new)
+                version.validate_status_update(new, old)
             }
             Body::Custom { version, .. } => version.validate_update(new, old),
         });

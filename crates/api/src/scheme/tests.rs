@@ -170,3 +170,18 @@ fn no_kind_fails_on_an_empty_object() {
         }
     }
 }
+
+#[test]
+fn objects_inside_of_custom_ones_have_proper_metadata() {
+    let crd = json!({"metadata": {"name": "as.e.com"}, "spec": {"group": "e.com", "scope": "Namespaced", "versions": [{"name": "v1", "served": true, "storage": true,
+        "schema": {"openAPIV3Schema": {"type": "object", "properties": {"inner": {"type": "object", "x-kubernetes-embedded-resource": true, "x-kubernetes-preserve-unknown-fields": true}}}}}]},
+        "status": {"acceptedNames": {"plural": "as", "kind": "A"}, "conditions": [{"type": "Established", "status": "True"}]}});
+    let resource = Scheme::new(pilothouse_apimachinery::version::NEWEST)
+        .with_crd(&crd)
+        .resource("e.com", "v1", "as")
+        .unwrap();
+    let object = json!({"apiVersion": "e.com/v1", "kind": "A", "metadata": {"name": "a"}, "inner": {"metadata": {"name": "b", "odd": 1}, "odd": 1}});
+    let decoded = resource.decode_value(object).unwrap();
+    assert_eq!(decoded.object["inner"], json!({"metadata": {"name": "b"}, "odd": 1}));
+    assert_eq!(decoded.faults, ["unknown field \"inner.metadata.odd\""]);
+}

@@ -13,7 +13,8 @@ use crate::normalize::canonicalize;
 use crate::{defaults, protobuf};
 
 impl Resource {
-    /// Brings an object of a request (in this version) into the hub version, with all defaults set.
+    /// Brings an object of a request (in this version) into the hub version, with all defaults set. A custom resource is
+    /// worked on in the version of the request: each of its versions is its own hub.
     pub fn to_hub(&self, object: &mut Value, context: &Context) {
         match &self.body {
             Body::BuiltIn { kind, version, schema, .. } => {
@@ -23,9 +24,9 @@ impl Resource {
                 convert::to_hub(kind, version, object);
                 (kind.default)(object, context);
             }
-            Body::Custom { version, storage, .. } => {
+            Body::Custom { version, .. } => {
                 version.normalize(object);
-                set_api_version(object, &api_version(&self.group, storage));
+                set_api_version(object, &self.api_version);
             }
         }
     }
@@ -85,7 +86,7 @@ impl Resource {
     pub fn storage_version(&self) -> (String, String) {
         match (&self.body, self.storage()) {
             (_, Some((version, _))) => (version.group.into(), version.version.into()),
-            (Body::Custom { storage, .. }, _) => (self.group.to_string(), storage.to_string()),
+            (Body::Custom { family, .. }, _) => (self.group.to_string(), family.storage.to_string()),
             _ => (self.group.to_string(), self.version.to_string()),
         }
     }
@@ -129,16 +130,12 @@ impl Resource {
         Some(protobuf::encode(schema, &object))
     }
 
-    /// Reads a stored object, JSON in any version or protobuf, into the hub version with defaults.
+    /// Reads a stored object, JSON in any version or protobuf, into the hub version with defaults; a custom one stays in
+    /// the version in which it was stored.
     pub fn decode_stored(&self, bytes: &[u8]) -> std::result::Result<Value, String> {
         match &self.body {
             Body::BuiltIn { kind, versions, .. } => self.decode_stored_kind(kind, versions, bytes),
-            Body::Custom { version, storage, .. } => {
-                let mut object: Value = serde_json::from_slice(bytes).map_err(|e| e.to_string())?;
-                version.normalize(&mut object);
-                set_api_version(&mut object, &api_version(&self.group, storage));
-                Ok(object)
-            }
+            Body::Custom { family, .. } => family.decode_stored(bytes),
         }
     }
 

@@ -5,6 +5,7 @@
 pub mod certificates;
 pub mod configuration;
 pub mod event_rate_limit;
+pub mod expressions;
 pub mod image_policy;
 pub mod ingress;
 pub mod limit_ranger;
@@ -15,6 +16,7 @@ pub mod pod_security;
 pub mod pod_security_policy;
 pub mod pod_tolerations;
 pub mod pods;
+pub mod policy;
 pub mod priority;
 pub mod resource_quota;
 pub mod runtime_class;
@@ -131,7 +133,7 @@ pub fn build(
 ) -> Result<Vec<Arc<dyn Plugin>>, String> {
     let mut out: Vec<Arc<dyn Plugin>> = Vec::new();
     let names = enabled(config.release, &config.enable_admission, &config.disable_admission)?;
-    let hooks = Arc::new(webhook::Webhooks::new(objects.clone(), config.release));
+    let hooks = Arc::new(webhook::Webhooks::new(objects.clone(), authorizer.clone(), config.release));
     let configuration = match &config.admission_config {
         Some(file) => Configuration::load(file)?,
         None => Configuration::default(),
@@ -167,6 +169,13 @@ fn make(
     hooks: &Arc<webhook::Webhooks>,
 ) -> Result<Option<Arc<dyn Plugin>>, String> {
     let newest = config.release > Release::V1_20;
+    let policies = || {
+        Arc::new(policy::Policies {
+            webhooks: hooks.clone(),
+            authorizer: authorizer.clone(),
+            programs: expressions::Programs::default(),
+        })
+    };
     Ok(Some(match name {
         "AlwaysDeny" => Arc::new(AlwaysDeny),
         "NamespaceAutoProvision" => Arc::new(namespaces::AutoProvision),
@@ -210,6 +219,8 @@ fn make(
         "DefaultIngressClass" => Arc::new(ingress::DefaultClass),
         "MutatingAdmissionWebhook" => Arc::new(webhook::Mutating(hooks.clone())),
         "ValidatingAdmissionWebhook" => Arc::new(webhook::Validating(hooks.clone())),
+        "MutatingAdmissionPolicy" => Arc::new(policy::mutating::Mutating(policies())),
+        "ValidatingAdmissionPolicy" => Arc::new(policy::validating::Validating(policies())),
         "ResourceQuota" => Arc::new(resource_quota::ResourceQuota),
         _ => return Ok(None),
     }))

@@ -20,6 +20,11 @@ pub trait Codec: Send + Sync {
     /// Whether values have a namespace in their key.
     fn namespaced(&self) -> bool;
 
+    /// The version of an object, where a resource's objects are kept in several.
+    fn version(&self, _object: &Value) -> Option<Arc<str>> {
+        None
+    }
+
     /// A field by whose value objects are found without a scan.
     fn indexed_field(&self) -> Option<&str> {
         None
@@ -58,6 +63,15 @@ pub struct Entry {
     parsed: OnceLock<Arc<Value>>,
     keep: bool,
     forms: Mutex<Vec<(FormKey, Bytes)>>,
+    versions: Option<Box<Versions>>,
+}
+
+/// An object that is kept in one of several versions.
+#[derive(Debug)]
+struct Versions {
+    own: Arc<str>,
+    /// The object in others, as far as somebody has asked.
+    shown: Mutex<Vec<(Arc<str>, Arc<Entry>)>>,
 }
 
 /// The beginning of every body, up to the revision's digits.
@@ -144,6 +158,7 @@ impl Entry {
             })
             .unwrap_or_default();
         let fields = codec.fields(&object).into_iter().map(|(k, v)| (k, v.into_boxed_str())).collect();
+        let versions = codec.version(&object).map(|own| Box::new(Versions { own, shown: Mutex::default() }));
         let keep = codec.keep_parsed();
         let parsed = OnceLock::new();
         if keep {
@@ -159,6 +174,7 @@ impl Entry {
             parsed,
             keep,
             forms: Mutex::new(Vec::new()),
+            versions,
         }
     }
 
@@ -197,6 +213,28 @@ impl Entry {
             return self.parsed.get_or_init(|| v).clone();
         }
         v
+    }
+
+    /// The version that the object is in, where a resource's objects are kept in several.
+    pub fn version(&self) -> Option<&str> {
+        self.versions.as_ref().map(|v| &*v.own)
+    }
+
+    /// The object in another version, if [`Entry::keep_shown`] has been told.
+    pub fn shown_as(&self, version: &str) -> Option<Arc<Entry>> {
+        let shown = self.versions.as_ref()?.shown.lock();
+        shown.iter().find(|(v, _)| &**v == version).map(|(_, e)| e.clone())
+    }
+
+    /// Keeps the object in another version beside this one; gives what is kept, which may have been there before.
+    pub fn keep_shown(&self, version: &Arc<str>, entry: Arc<Entry>) -> Arc<Entry> {
+        let Some(versions) = &self.versions else { return entry };
+        let mut shown = versions.shown.lock();
+        if let Some((_, known)) = shown.iter().find(|(v, _)| v == version) {
+            return known.clone();
+        }
+        shown.push((version.clone(), entry.clone()));
+        entry
     }
 
     /// Namespace, empty for cluster-wide objects.

@@ -29,7 +29,7 @@ pub async fn create(call: &Call, body: RequestBody) -> Result<Response, Status> 
     let object = call.decode(&body, options.field_validation)?;
     let object = fields::complete(call, object);
     let manager = options.manager(call.context.header(http::header::USER_AGENT));
-    let object = call.track(None, object, &manager);
+    let object = call.track(None, object, &manager).await?;
     let made = run(call, object, &options, "CreateOptions").await?;
     encoder.object(StatusCode::CREATED, &made)
 }

@@ -120,7 +120,7 @@ pub fn read_options(call: &Call, body: &Bytes) -> Result<DeleteOptions, Status> 
 pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Deleted, Status> {
     let endpoint = &call.endpoint;
     let key = call.key_of(name);
-    let mut attempt = endpoint.storage.attempt(&key);
+    let mut attempt = endpoint.storage.attempt(&key).await?;
     let mut admitted = false;
     loop {
         let Some(current) = attempt.current().cloned() else {

@@ -41,8 +41,17 @@ pub fn selection(call: &Call, options: &ListOptions) -> Result<Selection, Status
     Ok(Selection::new(resource.namespaced, &call.namespace, labels, fields))
 }
 
-/// The objects of a list.
+/// The objects of a list, in the version of the request.
 pub async fn read(
+    call: &Call,
+    options: &ListOptions,
+    selection: &Selection,
+) -> Result<(ListMeta, Vec<Arc<Entry>>), Status> {
+    let (meta, entries) = read_stored(call, options, selection).await?;
+    Ok((meta, call.endpoint.storage.show(entries).await?))
+}
+
+async fn read_stored(
     call: &Call,
     options: &ListOptions,
     selection: &Selection,
@@ -79,7 +88,14 @@ pub async fn read(
     };
     // Read before the objects: whatever is in the cache up to there is in the list.
     let applied = storage.cache().applied();
-    let mut found = selection.list(&storage.objects);
+    let mut found = if storage.view().is_some() && selection.has_selectors() {
+        // What selectors ask for may look different in another version.
+        let mut all = storage.objects.list(selection.prefix());
+        all.entries = selection.filter(storage.show(all.entries).await?);
+        all
+    } else {
+        selection.list(&storage.objects)
+    };
     let revision = applied.max(found.revision);
     let mut meta = ListMeta { resource_version: revision.to_string(), ..ListMeta::default() };
     if limit > 0 && found.entries.len() > limit {

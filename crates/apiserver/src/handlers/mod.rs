@@ -88,8 +88,9 @@ impl Call {
     }
 
     /// Records in an object's `managedFields` what changes from `live` (both hub version, with their types) and by whom.
-    pub fn track(&self, live: Option<&Value>, object: Value, manager: &str) -> Value {
-        fields::track(&self.state.registry.scheme(), &self.endpoint, self.subresource, live, object, manager)
+    pub async fn track(&self, live: Option<&Value>, object: Value, manager: &str) -> Result<Value, Status> {
+        let scheme = self.state.registry.scheme();
+        fields::track(&scheme, &self.endpoint, self.subresource, live, object, manager).await
     }
 
     /// 404 for the object.
@@ -149,7 +150,7 @@ impl Call {
             }
         }
         self.state.metrics.admitted("admit", request.operation, outcome.is_err(), started.elapsed());
-        request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
+        self.note(request);
         outcome
     }
 
@@ -164,8 +165,14 @@ impl Call {
             }
         }
         self.state.metrics.admitted("validate", request.operation, outcome.is_err(), started.elapsed());
-        request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
+        self.note(request);
         outcome
+    }
+
+    /// Passes on what the plug-ins have to say beside their decision.
+    fn note(&self, request: &AdmissionRequest) {
+        request.warnings.take().into_iter().for_each(|text| self.context.warn(text));
+        self.context.annotations.lock().extend(request.warnings.take_annotations());
     }
 
     /// 415 where the body is in a form that the endpoint does not read.

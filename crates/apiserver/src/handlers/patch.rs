@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use http::{StatusCode, header};
+use pilothouse_api::decode::Decoded;
 use pilothouse_api::{apply, patch};
 use pilothouse_apimachinery::field::{self, Path};
 use pilothouse_apimachinery::status::Status;
@@ -111,7 +112,7 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
     let encoder = call.encoder()?;
     let (patch, options) = Patch::read(call, body).await?;
     let manager = options.manager(call.context.header(header::USER_AGENT));
-    let mut attempt = call.endpoint.storage.attempt(&call.key());
+    let mut attempt = call.endpoint.storage.attempt(&call.key()).await?;
     let mut tries = 0;
     loop {
         let Some(current) = attempt.current().cloned() else {
@@ -121,7 +122,7 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
             if !patch.is_apply() || !call.subresource.is_empty() {
                 return Err(call.not_found());
             }
-            let mut object = apply_to(call, None, &patch, &options, &manager)?;
+            let mut object = apply_to(call, None, &patch, &options, &manager).await?;
             let uid = str_at(&object, &["metadata", "uid"]);
             if !uid.is_empty() {
                 let r = &call.endpoint.resource;
@@ -137,12 +138,12 @@ pub async fn patch(call: &Call, body: RequestBody) -> Result<Response, Status> {
         let step = async {
             let old = fields::typed(&call.endpoint, current.object());
             let object = if patch.is_apply() {
-                let applied = apply_to(call, Some(&old), &patch, &options, &manager)?;
+                let applied = apply_to(call, Some(&old), &patch, &options, &manager).await?;
                 keep_raw(call, &current, &old, &applied);
                 applied
             } else {
                 let object = patched(call, &old, &patch, &options)?;
-                call.track(Some(&old), object, &manager)
+                call.track(Some(&old), object, &manager).await?
             };
             change(call, &mut attempt, &current, old, object, &options, "PatchOptions").await
         };
@@ -181,29 +182,26 @@ fn keep_raw(call: &Call, current: &Entry, old: &Value, applied: &Value) {
 /// What a patch makes of the current object, in the hub version and with its defaults.
 fn patched(call: &Call, old: &Value, patch: &Patch, options: &WriteOptions) -> Result<Value, Status> {
     let before = fields::shown(&call.endpoint, old);
-    decode(call, || patch.patched(call, &before), options.field_validation)
+    let document = || patch.patched(call, &before);
+    match call.endpoint.resource.decode_value(document()?) {
+        Ok(decoded) => complete(call, decoded, options.field_validation),
+        Err(e) => Err(unreadable(&document()?, &e)),
+    }
 }
 
-/// Reads a patched document as an object; 422 where it is none. The document is made once more where the answer has
-/// to show it: to keep a copy would cost every request.
-fn decode(
-    call: &Call,
-    document: impl Fn() -> Result<Value, Status>,
-    validation: FieldValidation,
-) -> Result<Value, Status> {
-    let decoded = match call.endpoint.resource.decode_value(document()?) {
-        Ok(decoded) => decoded,
-        Err(e) => {
-            let error = field::invalid(&Path::new("patch"), document()?.to_string(), &e.message);
-            return Err(Status::invalid("", "", "", &vec![error]));
-        }
-    };
+fn complete(call: &Call, decoded: Decoded, validation: FieldValidation) -> Result<Value, Status> {
     call.field_faults(validation, decoded.faults, &decoded.object)?;
     Ok(fields::complete(call, decoded.object))
 }
 
+/// 422 for a patched document that is no object. It is made once more for this: to keep a copy would cost every request.
+fn unreadable(document: &Value, e: &Status) -> Status {
+    let error = field::invalid(&Path::new("patch"), document.to_string(), &e.message);
+    Status::invalid("", "", "", &vec![error])
+}
+
 /// What an apply makes of the current object (or of none), in the hub version and with its defaults.
-fn apply_to(
+async fn apply_to(
     call: &Call,
     old: Option<&Value>,
     patch: &Patch,
@@ -220,14 +218,18 @@ fn apply_to(
             call.name()
         )));
     }
-    let merged = || {
-        let mut merged = fields::apply(call, live.as_deref(), config, manager, options.force == Some(true))?;
+    let merged = async || {
+        let force = options.force == Some(true);
+        let mut merged = fields::apply(call, live.as_deref(), config, manager, force).await?;
         if str_at(&merged, &["metadata", "name"]).is_empty() {
             set(&mut merged, &["metadata", "name"], call.name());
         }
-        Ok(merged)
+        Ok::<_, Status>(merged)
     };
-    decode(call, merged, options.field_validation)
+    match endpoint.resource.decode_value(merged().await?) {
+        Ok(decoded) => complete(call, decoded, options.field_validation),
+        Err(e) => Err(unreadable(&merged().await?, &e)),
+    }
 }
 
 #[cfg(test)]

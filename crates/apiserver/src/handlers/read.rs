@@ -27,5 +27,5 @@ pub async fn entry(call: &Call) -> Result<Arc<Entry>, Status> {
         "0" => {}
         text => storage.reach(version::parse_version(text)?).await?,
     }
-    storage.objects.get(&call.key()).ok_or_else(|| call.not_found())
+    storage.show_one(storage.objects.get(&call.key())).await?.ok_or_else(|| call.not_found())
 }

@@ -131,7 +131,7 @@ async fn write(
 ) -> Result<Response, Status> {
     let endpoint = &call.endpoint;
     let manager = options.manager(call.context.header(header::USER_AGENT));
-    let mut attempt = endpoint.storage.attempt(&call.key());
+    let mut attempt = endpoint.storage.attempt(&call.key()).await?;
     loop {
         let Some(current) = attempt.current().cloned() else {
             if attempt.refresh().await? {
@@ -151,7 +151,7 @@ async fn write(
             }
             let version = str_at(&scale, &["metadata", "resourceVersion"]).to_string();
             set(&mut object, &["metadata", "resourceVersion"], json!(version));
-            let object = call.track(Some(&old), object, &manager);
+            let object = call.track(Some(&old), object, &manager).await?;
             change(call, &mut attempt, &current, old, object, options, kind).await
         };
         match step.await {

@@ -30,7 +30,7 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
 
     let wanted_uid = str_at(&object, &["metadata", "uid"]).to_string();
     let key = call.key();
-    let mut attempt = call.endpoint.storage.attempt(&key);
+    let mut attempt = call.endpoint.storage.attempt(&key).await?;
     loop {
         let step = async {
             let current = attempt.current().cloned();
@@ -41,7 +41,7 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
             match current.zip(old) {
                 None => Ok(None),
                 Some((current, old)) => {
-                    let tracked = call.track(Some(&old), object.clone(), &manager);
+                    let tracked = call.track(Some(&old), object.clone(), &manager).await?;
                     change(call, &mut attempt, &current, old, tracked, &options, "UpdateOptions")
                         .await
                         .map(Some)
@@ -58,7 +58,7 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
                 if !call.endpoint.hub.create_on_update() || !call.subresource.is_empty() {
                     return Err(call.not_found());
                 }
-                let mut tracked = call.track(None, object.clone(), &manager);
+                let mut tracked = call.track(None, object.clone(), &manager).await?;
                 // An update that creates is not asked which version it meant.
                 remove(&mut tracked, &["metadata", "resourceVersion"]);
                 let made = create::run(call, tracked, &options, "CreateOptions").await?;

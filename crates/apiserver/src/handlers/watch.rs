@@ -61,7 +61,7 @@ async fn begin(
     wish: Wish,
 ) -> Result<Watcher, Status> {
     let storage = &call.endpoint.storage;
-    let (cache, objects) = (storage.cache(), storage.objects.clone());
+    let (cache, objects, view) = (storage.cache(), storage.objects.clone(), storage.view().cloned());
     let revision = match options.resource_version.as_str() {
         "" => None,
         text => Some(version::parse_version(text)?),
@@ -76,9 +76,11 @@ async fn begin(
     match (options.send_initial_events, revision) {
         (Some(false), None | Some(0)) => {
             let now = cache.applied();
-            Watcher::after(cache, objects, encoder, wish, now)
+            Watcher::after(cache, objects, view, encoder, wish, now)
         }
-        (Some(true), _) | (None, None | Some(0)) => Ok(Watcher::from_state(cache, objects, encoder, wish)),
-        (_, Some(n)) => Watcher::after(cache, objects, encoder, wish, n),
+        (Some(true), _) | (None, None | Some(0)) => {
+            Ok(Watcher::from_state(cache, objects, view, encoder, wish))
+        }
+        (_, Some(n)) => Watcher::after(cache, objects, view, encoder, wish, n),
     }
 }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use crate::cache::Cache;
 use crate::cache::entry::{Entry, FormKey};
 use crate::cache::resource::{Change, Cursor, Lost, ResourceCache};
+use crate::conversion::View;
 use crate::selection::Selection;
 
 /// How often bookmarks are sent.
@@ -82,9 +83,13 @@ pub struct Wish {
 pub struct Watcher {
     cache: Arc<Cache>,
     resource: Arc<ResourceCache>,
+    /// The version in which objects are shown, where that is not how they are stored.
+    view: Option<Arc<View>>,
     encoder: Arc<dyn EventEncoder>,
     selection: Selection,
     initial: VecDeque<Arc<Entry>>,
+    /// Whether the initial objects are in the view's version by now.
+    converted: bool,
     /// Revision of the initial objects, where their end is to be marked.
     mark: Option<u64>,
     cursor: Cursor,
@@ -101,19 +106,21 @@ impl Watcher {
     pub fn after(
         cache: &Arc<Cache>,
         resource: Arc<ResourceCache>,
+        view: Option<Arc<View>>,
         encoder: Arc<dyn EventEncoder>,
         wish: Wish,
         revision: u64,
     ) -> Result<Watcher, Status> {
         let changed = resource.subscribe();
         let cursor = resource.cursor_after(revision).map_err(|lost| too_old(lost, revision))?;
-        Ok(Self::new(cache, resource, encoder, wish, VecDeque::new(), None, cursor, changed))
+        Ok(Self::new(cache, resource, view, encoder, wish, VecDeque::new(), None, cursor, changed))
     }
 
     /// A watch that begins with the objects as they are in the cache.
     pub fn from_state(
         cache: &Arc<Cache>,
         resource: Arc<ResourceCache>,
+        view: Option<Arc<View>>,
         encoder: Arc<dyn EventEncoder>,
         wish: Wish,
     ) -> Watcher {
@@ -121,14 +128,17 @@ impl Watcher {
         let applied = cache.applied();
         let prefix = wish.selection.prefix();
         let (snapshot, cursor) = resource.snapshot_and_cursor(prefix);
-        let initial = wish.selection.filter(snapshot.entries).into();
+        // Another version may have other fields to select by: seen when it is converted.
+        let entries = snapshot.entries;
+        let initial = if view.is_some() { entries } else { wish.selection.filter(entries) }.into();
         let mark = wish.mark_initial_end.then_some(snapshot.revision.max(applied));
-        Self::new(cache, resource, encoder, wish, initial, mark, cursor, changed)
+        Self::new(cache, resource, view, encoder, wish, initial, mark, cursor, changed)
     }
 
     fn new(
         cache: &Arc<Cache>,
         resource: Arc<ResourceCache>,
+        view: Option<Arc<View>>,
         encoder: Arc<dyn EventEncoder>,
         wish: Wish,
         initial: VecDeque<Arc<Entry>>,
@@ -142,9 +152,11 @@ impl Watcher {
         Watcher {
             cache: cache.clone(),
             resource,
+            view,
             encoder,
             selection: wish.selection,
             initial,
+            converted: false,
             mark,
             cursor,
             changed,
@@ -158,7 +170,7 @@ impl Watcher {
     /// The next bytes to send; none at the end.
     pub async fn next(&mut self) -> Option<Bytes> {
         while !self.ended {
-            match self.ready() {
+            match self.ready().await {
                 Ok(Some(piece)) => return Some(piece),
                 Ok(None) => self.wait().await,
                 Err(None) => self.ended = true,
@@ -172,9 +184,14 @@ impl Watcher {
     }
 
     /// What can be sent now. `Err(None)` is the end.
-    fn ready(&mut self) -> Result<Option<Bytes>, Option<Status>> {
+    async fn ready(&mut self) -> Result<Option<Bytes>, Option<Status>> {
         let mut piece = Vec::new();
         let mut size = 0;
+        if let Some(view) = self.view.clone().filter(|_| !self.initial.is_empty() && !self.converted) {
+            let shown = view.show(std::mem::take(&mut self.initial).into()).await.map_err(Some)?;
+            self.initial = self.selection.filter(shown).into();
+            self.converted = true;
+        }
         while size < PIECE {
             let Some(entry) = self.initial.pop_front() else { break };
             let frame = self.encoder.object(EventType::Added, &entry, entry.revision).map_err(Some)?;
@@ -201,7 +218,7 @@ impl Watcher {
             }
             for change in &changes {
                 self.seen = change.revision;
-                if let Some(frame) = self.frame(change).map_err(Some)? {
+                if let Some(frame) = self.frame(change).await.map_err(Some)? {
                     piece.push(frame);
                 }
             }
@@ -222,9 +239,18 @@ impl Watcher {
     }
 
     /// The event that a change is for this watcher.
-    fn frame(&self, change: &Change) -> Result<Option<Bytes>, Status> {
-        let is = change.current.as_ref().filter(|e| self.selection.matches(e));
-        let was = change.previous.as_ref().filter(|e| self.selection.matches(e));
+    async fn frame(&self, change: &Change) -> Result<Option<Bytes>, Status> {
+        let (current, previous) = match &self.view {
+            Some(view) => {
+                let show = async |entry: &Option<Arc<Entry>>| {
+                    view.show(entry.iter().cloned().collect()).await.map(|mut shown| shown.pop())
+                };
+                (show(&change.current).await?, show(&change.previous).await?)
+            }
+            None => (change.current.clone(), change.previous.clone()),
+        };
+        let is = current.as_ref().filter(|e| self.selection.matches(e));
+        let was = previous.as_ref().filter(|e| self.selection.matches(e));
         let (type_, entry) = match (is, was) {
             (Some(e), None) => (EventType::Added, e),
             (Some(e), Some(_)) => (EventType::Modified, e),
@@ -340,7 +366,8 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn selectors_turn_changes_into_arrivals_and_departures() {
         let (cache, pods) = world();
-        let watch = Watcher::after(&cache, pods.clone(), Arc::new(Lines), wish("a", "app=x", 5), 10).unwrap();
+        let watch =
+            Watcher::after(&cache, pods.clone(), None, Arc::new(Lines), wish("a", "app=x", 5), 10).unwrap();
         pods.apply("a/1", Some(entry("a/1", 11, "x")), 11);
         pods.apply("a/1", Some(entry("a/1", 12, "y")), 12);
         pods.apply("a/1", Some(entry("a/1", 13, "y")), 13);
@@ -355,7 +382,7 @@ mod tests {
         let (cache, pods) = world();
         let mut w = wish("", "", 5);
         w.mark_initial_end = true;
-        let watch = Watcher::from_state(&cache, pods.clone(), Arc::new(Lines), w);
+        let watch = Watcher::from_state(&cache, pods.clone(), None, Arc::new(Lines), w);
         pods.apply("a/3", Some(entry("a/3", 11, "x")), 11);
         assert_eq!(all(watch).await, "ADDED a/1 2;ADDED a/2 3;ADDED b/1 4;BOOKMARK 10 true;ADDED a/3 11;");
     }
@@ -366,7 +393,7 @@ mod tests {
         let mut w = wish("", "", 100);
         w.bookmarks = true;
         let started = Instant::now();
-        let watch = Watcher::after(&cache, pods, Arc::new(Lines), w, 10).unwrap();
+        let watch = Watcher::after(&cache, pods, None, Arc::new(Lines), w, 10).unwrap();
         assert_eq!(all(watch).await.matches("BOOKMARK").count(), 2);
         assert_eq!(started.elapsed(), Duration::from_secs(100));
     }
@@ -374,10 +401,12 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn history_that_is_gone_ends_watches() {
         let (cache, pods) = world();
-        let e = Watcher::after(&cache, pods.clone(), Arc::new(Lines), wish("", "", 5), 3).err().unwrap();
+        let e =
+            Watcher::after(&cache, pods.clone(), None, Arc::new(Lines), wish("", "", 5), 3).err().unwrap();
         assert_eq!((e.code, e.message.as_str()), (410, "too old resource version: 3 (10)"));
         let started = Instant::now();
-        let watch = Watcher::after(&cache, pods.clone(), Arc::new(Lines), wish("", "", 500), 10).unwrap();
+        let watch =
+            Watcher::after(&cache, pods.clone(), None, Arc::new(Lines), wish("", "", 500), 10).unwrap();
         pods.replace(Vec::new(), 50);
         assert_eq!(all(watch).await, "");
         assert_eq!(started.elapsed(), Duration::ZERO);

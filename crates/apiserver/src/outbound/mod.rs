@@ -3,6 +3,7 @@
 pub mod kubeconfig;
 pub mod resolve;
 pub mod tls;
+pub mod webhook;
 
 use std::net::SocketAddr;
 use std::sync::Arc;

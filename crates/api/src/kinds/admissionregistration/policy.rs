@@ -5,6 +5,7 @@ use pilothouse_apimachinery::json::{copy, get, has, list_at, list_mut, set, set_
 use serde_json::{Value, json};
 
 use super::GROUP;
+use super::expressions::{self, Environment, Gives};
 use crate::kinds::columns::{AGE, NAME, integer, text};
 use crate::kinds::{Context, Kind, RowContext, STATUS, Version};
 use crate::table::{age_cell, name_cell, or_unset};
@@ -41,12 +42,7 @@ pub(super) static VALIDATING_ADMISSION_POLICY: Kind = Kind {
             errs.push(field::required(&path.child("validations"), why));
             errs.push(field::required(&path.child("auditAnnotations"), why));
         }
-        for (i, v) in list_at(policy, &["spec", "validations"]).iter().enumerate() {
-            if str_at(v, &["expression"]).trim().is_empty() {
-                let at = path.child("validations").index(i).child("expression");
-                errs.push(field::required(&at, "expression is not specified"));
-            }
-        }
+        errs.extend(expression_faults(policy));
         errs
     },
     validate_update: |new, _, context| (VALIDATING_ADMISSION_POLICY.validate)(new, context),
@@ -105,6 +101,7 @@ pub(super) static MUTATING_ADMISSION_POLICY: Kind = Kind {
                 "mutations must contain at least one item",
             ));
         }
+        errs.extend(mutation_faults(policy));
         if str_at(policy, &["spec", "reinvocationPolicy"]).is_empty() {
             errs.push(field::required(&Path::new("spec.reinvocationPolicy"), ""));
         }
@@ -144,6 +141,107 @@ pub(super) static MUTATING_ADMISSION_POLICY_BINDING: Kind = Kind {
     row: binding_row,
     ..BASE
 };
+
+/// Faults of the expressions of a validating policy.
+fn expression_faults(policy: &Value) -> ErrorList {
+    let (environment, mut errs) = expressions::of_policy(policy, false);
+    let path = Path::new("spec");
+    errs.extend(match_condition_faults(policy, &environment));
+    for (i, v) in list_at(policy, &["spec", "validations"]).iter().enumerate() {
+        let at = path.child("validations").index(i);
+        let text = |name: &str| str_at(v, &[name]);
+        let expression = text("expression");
+        if expression.trim().is_empty() {
+            errs.push(field::required(&at.child("expression"), "expression is not specified"));
+        } else {
+            errs.extend(environment.fault(expression, Gives::Bool, &at.child("expression")));
+        }
+        let breaks = |text: &str| text.trim().contains(['\n', '\r']);
+        if !text("messageExpression").is_empty() {
+            let at = at.child("messageExpression");
+            if text("messageExpression").trim().is_empty() {
+                errs.push(field::invalid(&at, text("messageExpression"), "must be non-empty if specified"));
+            } else {
+                let without = Environment { authorizer: false, ..environment.clone() };
+                errs.extend(without.fault(text("messageExpression"), Gives::Text, &at));
+            }
+        }
+        if !text("message").is_empty() && text("message").trim().is_empty() {
+            errs.push(field::invalid(
+                &at.child("message"),
+                text("message"),
+                "message must be non-empty if specified",
+            ));
+        } else if breaks(text("message")) {
+            errs.push(field::invalid(
+                &at.child("message"),
+                text("message"),
+                "message must not contain line breaks",
+            ));
+        } else if breaks(expression) && text("message").is_empty() {
+            let why = "message must be specified if expression contains line breaks";
+            errs.push(field::required(&at.child("message"), why));
+        }
+        let reasons = ["Forbidden", "Invalid", "RequestEntityTooLarge", "Unauthorized"];
+        if !text("reason").is_empty() && !reasons.contains(&text("reason")) {
+            errs.push(field::not_supported(&at.child("reason"), text("reason"), &reasons));
+        }
+    }
+    for (i, annotation) in list_at(policy, &["spec", "auditAnnotations"]).iter().enumerate() {
+        let at = path.child("auditAnnotations").index(i);
+        if str_at(annotation, &["key"]).is_empty() {
+            errs.push(field::required(&at.child("key"), ""));
+        }
+        let expression = str_at(annotation, &["valueExpression"]);
+        if expression.trim().is_empty() {
+            errs.push(field::required(&at.child("valueExpression"), "valueExpression is not specified"));
+        } else {
+            errs.extend(environment.fault(expression, Gives::TextOrNull, &at.child("valueExpression")));
+        }
+    }
+    errs
+}
+
+/// Faults of the expressions of a mutating policy.
+fn mutation_faults(policy: &Value) -> ErrorList {
+    let (environment, mut errs) = expressions::of_policy(policy, true);
+    errs.extend(match_condition_faults(policy, &environment));
+    for (i, mutation) in list_at(policy, &["spec", "mutations"]).iter().enumerate() {
+        let at = Path::new("spec").child("mutations").index(i);
+        let kinds = ["ApplyConfiguration", "JSONPatch"];
+        let kind = str_at(mutation, &["patchType"]);
+        let holder = match kind {
+            "" => {
+                errs.push(field::required(&at.child("patchType"), ""));
+                continue;
+            }
+            "ApplyConfiguration" => "applyConfiguration",
+            "JSONPatch" => "jsonPatch",
+            other => {
+                errs.push(field::not_supported(&at.child("patchType"), other, &kinds));
+                continue;
+            }
+        };
+        let expression = str_at(mutation, &[holder, "expression"]);
+        let at = at.child(holder);
+        if !has(mutation, &[holder]) {
+            let why = format!("must be specified when patchType is {kind}");
+            errs.push(field::required(&at, &why));
+        } else if expression.trim().is_empty() {
+            errs.push(field::required(&at.child("expression"), "expression is not specified"));
+        } else {
+            errs.extend(environment.fault(expression, Gives::Any, &at.child("expression")));
+        }
+    }
+    errs
+}
+
+fn match_condition_faults(policy: &Value, environment: &Environment) -> ErrorList {
+    let plain =
+        Environment { variables: Vec::new(), namespace: false, patches: false, ..environment.clone() };
+    let conditions = list_at(policy, &["spec", "matchConditions"]);
+    expressions::condition_faults(conditions, &plain, &Path::new("spec").child("matchConditions"))
+}
 
 const BINDING_COLUMNS: &[crate::kinds::Column] = &[
     NAME,

@@ -6,9 +6,11 @@ use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{get, get_mut, has, i64_at, list_at, list_mut, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
+use pilothouse_apimachinery::version::Release;
 use serde_json::{Value, json};
 
 use super::client_config::{service_faults, url_faults};
+use super::expressions::{Environment, condition_faults};
 use crate::go_print::{self, quoted};
 use crate::kinds::Context;
 use crate::kinds::checks::{invalid_each, strings};
@@ -82,6 +84,11 @@ pub(super) fn faults(object: &Value, old: Option<&Value>, mutating: bool, contex
     for (i, hook) in list_at(object, &["webhooks"]).iter().enumerate() {
         let path = Path::new("webhooks").index(i);
         errs.extend(hook_faults(hook, mutating, demands, &path));
+        let conditions = list_at(hook, &["matchConditions"]);
+        if context.release != Release::V1_20 && !conditions.is_empty() {
+            let environment = Environment { authorizer: true, ..Environment::default() };
+            errs.extend(condition_faults(conditions, &environment, &path.child("matchConditions")));
+        }
         errs.extend(review_versions(hook, demands, &path.child("admissionReviewVersions")));
         let name = str_at(hook, &["name"]);
         if demands.unique_names && !name.is_empty() && !seen.insert(name) {
@@ -274,8 +281,6 @@ fn resource_faults(rule: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use pilothouse_apimachinery::version::Release;
-
     use super::*;
 
     fn context(api_version: &'static str) -> Context {

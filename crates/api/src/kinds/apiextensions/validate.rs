@@ -2,6 +2,7 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{self, bool_at, get, list_at, str_at};
+use pilothouse_apimachinery::version::Release;
 use pilothouse_apimachinery::{go, names};
 use serde_json::Value;
 
@@ -60,6 +61,7 @@ impl Demands {
                 pruned_defaults: !was(structural::has_unpruned_defaults),
                 atomic_sets: !was(structural::has_open_sets),
                 required_map_keys: !was(structural::has_loose_map_keys),
+                validations: context.release != Release::V1_20,
             },
             schemas: !old_api && old.is_none_or(complete),
             known_reviews: old.is_none_or(|old| {

@@ -1,25 +1,16 @@
 //! One call of one webhook.
 
-use std::collections::HashMap;
-use std::sync::Arc;
-use std::time::Duration;
-
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use parking_lot::Mutex;
+use pilothouse_apimachinery::json::strings_at;
 use pilothouse_apimachinery::status::Status;
 use serde_json::{Value, json};
 
 use super::rules::GroupVersion;
+use crate::admission::expressions::request_value;
 use crate::json::{get, i64_at, str_at, texts};
-use crate::outbound::kubeconfig::split_url;
-use crate::outbound::tls::{self, Trust};
-use crate::outbound::{Target, resolve};
+use crate::outbound::webhook::Clients;
 use crate::request::{AdmissionRequest, Objects};
-
-/// TLS configurations by CA bundle: parsing one for every call would cost more than the call.
-#[derive(Default)]
-pub struct Clients(Mutex<HashMap<String, Arc<rustls::ClientConfig>>>);
 
 /// What a webhook answered.
 #[derive(Debug, Clone, PartialEq)]
@@ -32,79 +23,19 @@ pub struct Answer {
     pub patch: Option<Vec<u8>>,
     /// Texts for the client.
     pub warnings: Vec<String>,
+    /// Annotations for the audit record.
+    pub annotations: Vec<(String, String)>,
 }
 
-impl Clients {
-    fn get(&self, bundle: &str) -> Result<Arc<rustls::ClientConfig>, String> {
-        if let Some(known) = self.0.lock().get(bundle) {
-            return Ok(known.clone());
-        }
-        let pem = STANDARD.decode(bundle).map_err(|e| format!("caBundle: {e}"))?;
-        let trust = if pem.is_empty() { Trust::System } else { Trust::Pem(&pem) };
-        let made = tls::client(trust, None)?;
-        let mut known = self.0.lock();
-        if known.len() > 100 {
-            known.clear();
-        }
-        known.insert(bundle.to_string(), made.clone());
-        Ok(made)
-    }
-
-    /// Where a webhook is reached, with path and query.
-    fn target(
-        &self,
-        webhook: &Value,
-        objects: &dyn Objects,
-        seconds: i64,
-    ) -> Result<(Target, String), String> {
-        let config = get(webhook, &["clientConfig"]);
-        let tls = self.get(str_at(config, &["caBundle"]))?;
-        let url = str_at(config, &["url"]);
-        if !url.is_empty() {
-            let (_, host, port, path) = split_url(url)?;
-            let separator = if path.contains('?') { '&' } else { '?' };
-            let target = Target { host, port, addresses: vec![], tls: Some(tls) };
-            return Ok((target, format!("{path}{separator}timeout={seconds}s")));
-        }
-        let service = |f| str_at(config, &["service", f]);
-        let (namespace, name) = (service("namespace"), service("name"));
-        let port = i64_at(config, &["service", "port"]).and_then(|p| u16::try_from(p).ok()).unwrap_or(443);
-        let path = format!("/{}", service("path").trim_start_matches('/'));
-        let host = format!("{name}.{namespace}.svc");
-        let addresses = resolve::service(objects, namespace, name, port)
-            .map_err(|why| format!("Post \"https://{host}:{port}{path}?timeout={seconds}s\": {why}"))?;
-        Ok((Target { host, port, addresses, tls: Some(tls) }, format!("{path}?timeout={seconds}s")))
-    }
-
-    /// Sends a review and reads the answer. The error's text is what stands behind `failed calling webhook "x": `.
-    pub async fn call(
-        &self,
-        webhook: &Value,
-        objects: &dyn Objects,
-        review: &Value,
-    ) -> Result<Answer, String> {
-        let seconds = i64_at(webhook, &["timeoutSeconds"]).unwrap_or(10);
-        let (target, path) = self.target(webhook, objects, seconds)?;
-        let limit = Duration::from_secs(u64::try_from(seconds).unwrap_or(10));
-        let url = format!("Post \"https://{}{path}\"", target.authority());
-        let (status, body) = target
-            .post_json(&path, None, review.to_string().into_bytes(), limit, 16 << 20)
-            .await
-            .map_err(|e| format!("{url}: {e}"))?;
-        if !status.is_success() {
-            return Err(if status.as_u16() == 404 {
-                "the server could not find the requested resource".to_string()
-            } else {
-                let text = String::from_utf8_lossy(&body);
-                format!(
-                    "an error on the server ({:?}) has prevented the request from succeeding",
-                    text.trim()
-                )
-            });
-        }
-        let answer: Value = serde_json::from_slice(&body).map_err(|e| format!("invalid response: {e}"))?;
-        read(&answer, review)
-    }
+/// Sends a review and reads the answer. The error's text is what stands behind `failed calling webhook "x": `.
+pub async fn call(
+    clients: &Clients,
+    webhook: &Value,
+    objects: &dyn Objects,
+    review: &Value,
+) -> Result<Answer, String> {
+    let seconds = i64_at(webhook, &["timeoutSeconds"]).and_then(|s| u64::try_from(s).ok()).unwrap_or(10);
+    read(&clients.post(webhook, objects, review, seconds).await?, review)
 }
 
 /// Reads a review's answer.
@@ -143,6 +74,9 @@ fn read(answer: &Value, review: &Value) -> Result<Answer, String> {
         status: get(response, &["status"]).clone(),
         patch,
         warnings: texts(response, &["warnings"]),
+        annotations: strings_at(response, &["auditAnnotations"])
+            .map(|(key, value)| (key.to_string(), value.to_string()))
+            .collect(),
     })
 }
 
@@ -156,35 +90,10 @@ pub fn review(
 ) -> Option<Value> {
     let speaks = texts(webhook, &["admissionReviewVersions"]);
     let review_version = speaks.iter().find(|v| matches!(v.as_str(), "v1" | "v1beta1"))?;
-    let gvk = |group: &str, version: &str| json!({"group": group, "version": version, "kind": r.kind});
-    let gvr =
-        |group: &str, version: &str| json!({"group": group, "version": version, "resource": r.resource});
-    let mut user = json!({"username": r.user.name});
-    if !r.user.uid.is_empty() {
-        user["uid"] = json!(r.user.uid);
-    }
-    if !r.user.groups.is_empty() {
-        user["groups"] = json!(r.user.groups);
-    }
-    if !r.user.extra.is_empty() {
-        user["extra"] = json!(r.user.extra);
-    }
-    let mut request = json!({
-        "uid": uuid::Uuid::new_v4().to_string(),
-        "kind": gvk(&seen.group, &seen.version), "resource": gvr(&seen.group, &seen.version),
-        "requestKind": gvk(&r.group, &r.version), "requestResource": gvr(&r.group, &r.version),
-        "operation": super::rules::operation_name(r.operation),
-        "userInfo": user, "object": object, "oldObject": old, "dryRun": r.dry_run, "options": r.options,
-    });
-    for (field, value) in [("name", &r.name), ("namespace", &r.namespace)] {
-        if !value.is_empty() {
-            request[field] = json!(value);
-        }
-    }
-    if !r.subresource.is_empty() {
-        request["subResource"] = json!(r.subresource);
-        request["requestSubResource"] = json!(r.subresource);
-    }
+    let mut request = request_value(r, seen);
+    request["uid"] = json!(uuid::Uuid::new_v4().to_string());
+    request["object"] = object;
+    request["oldObject"] = old;
     Some(
         json!({"kind": "AdmissionReview", "apiVersion": format!("admission.k8s.io/{review_version}"), "request": request}),
     )

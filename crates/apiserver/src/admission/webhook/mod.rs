@@ -8,21 +8,27 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use futures::future::join_all;
+use pilothouse_api::kinds::admissionregistration::expressions::Environment;
 use pilothouse_api::scheme::Scheme;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use serde_json::Value;
 
-use self::call::{Answer, Clients};
+use self::call::Answer;
 use self::rules::GroupVersion;
+use super::expressions::{Asked, Input, Programs, conditions_hold};
 use crate::json::{bool_at, list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Plugin};
+use crate::outbound::webhook::Clients;
+use crate::request::{AdmissionRequest, Authorizer, Objects, Plugin};
 
-const GROUP: &str = "admissionregistration.k8s.io";
+/// The group of webhooks' and policies' configurations.
+pub const GROUP: &str = "admissionregistration.k8s.io";
 
 /// What both plug-ins share.
 pub struct Webhooks {
     objects: Arc<dyn Objects>,
+    authorizer: Arc<dyn Authorizer>,
+    programs: Programs,
     scheme: Scheme,
     clients: Clients,
 }
@@ -41,8 +47,14 @@ enum Outcome {
 
 impl Webhooks {
     /// Webhooks that are configured in `objects`.
-    pub fn new(objects: Arc<dyn Objects>, release: Release) -> Webhooks {
-        Webhooks { objects, scheme: Scheme::new(release), clients: Clients::default() }
+    pub fn new(objects: Arc<dyn Objects>, authorizer: Arc<dyn Authorizer>, release: Release) -> Webhooks {
+        Webhooks {
+            objects,
+            authorizer,
+            programs: Programs::default(),
+            scheme: Scheme::new(release),
+            clients: Clients::default(),
+        }
     }
 
     /// All webhooks of a kind of configuration: configurations by name, webhooks in their order.
@@ -62,7 +74,7 @@ impl Webhooks {
     }
 
     /// Where a resource is served, too: in other versions and, if it has moved, in other groups.
-    fn others(&self, r: &AdmissionRequest) -> Vec<GroupVersion> {
+    pub(crate) fn others(&self, r: &AdmissionRequest) -> Vec<GroupVersion> {
         let Some(known) = self.scheme.resource(&r.group, &r.version, &r.resource) else {
             let definition = format!("{}.{}", r.resource, r.group);
             let definition =
@@ -85,27 +97,47 @@ impl Webhooks {
             .collect()
     }
 
-    /// An object as it is in a group's version, with its type. Custom resources differ in that alone.
-    fn versioned(&self, r: &AdmissionRequest, seen: &GroupVersion, object: &Value) -> Value {
+    /// An object as it is in a group's version, with its type.
+    pub(crate) async fn versioned(
+        &self,
+        r: &AdmissionRequest,
+        seen: &GroupVersion,
+        object: &Value,
+    ) -> Result<Value, String> {
         let mut out = object.clone();
         if !out.is_object() || !r.subresource.is_empty() {
-            return out;
+            return Ok(out);
         }
+        let api_version = pilothouse_api::convert::api_version(&seen.group, &seen.version);
         if let Some(resource) = self.scheme.resource(&seen.group, &seen.version, &r.resource) {
             resource.from_hub(&mut out);
+        } else if seen.version != r.version {
+            out["apiVersion"] = pilothouse_api::convert::api_version(&r.group, &r.version).into();
+            let converted = self.objects.in_version(&r.group, &r.resource, out, &api_version).await;
+            out = converted.map_err(|e| e.message)?;
         }
-        out["apiVersion"] = pilothouse_api::convert::api_version(&seen.group, &seen.version).into();
+        out["apiVersion"] = api_version.into();
         out["kind"] = r.kind.clone().into();
-        out
+        Ok(out)
     }
 
     /// An object that a webhook has changed, in the hub version, with defaults.
-    fn hub(&self, r: &AdmissionRequest, seen: &GroupVersion, changed: Value) -> Result<Value, String> {
+    pub(crate) async fn hub(
+        &self,
+        r: &AdmissionRequest,
+        seen: &GroupVersion,
+        changed: Value,
+    ) -> Result<Value, String> {
         if !r.subresource.is_empty() {
             return Ok(changed);
         }
         let Some(resource) = self.scheme.resource(&seen.group, &seen.version, &r.resource) else {
-            return Ok(changed);
+            if seen.version == r.version {
+                return Ok(changed);
+            }
+            let own = pilothouse_api::convert::api_version(&r.group, &r.version);
+            let back = self.objects.in_version(&r.group, &r.resource, changed, &own).await;
+            return back.map_err(|e| e.message);
         };
         let mut object = resource.decode_value(changed).map_err(|e| e.message)?.object;
         let context = resource.context("", true);
@@ -125,17 +157,36 @@ impl Webhooks {
             return Ok(None);
         }
         let name = str_at(webhook, &["name"]);
+        let unversioned = |why: String| Status::internal(format!("failed to convert object version: {why}"));
+        let object = self.versioned(r, &seen, &r.object).await.map_err(unversioned)?;
+        let old = self.versioned(r, &seen, &r.old_object).await.map_err(unversioned)?;
+        let conditions = list_at(webhook, &["matchConditions"]);
+        let (object, old) = if conditions.is_empty() {
+            (object, old)
+        } else {
+            let environment = Environment { authorizer: true, ..Environment::default() };
+            let input = Input::new(r, &seen, object, old);
+            let asked = Asked::new(self.authorizer.clone(), r.user.clone());
+            match conditions_hold(conditions, &environment, &self.programs, &input, &asked).await {
+                Ok(true) => (input.object, input.old),
+                Ok(false) => return Ok(None),
+                Err(_) if str_at(webhook, &["failurePolicy"]) == "Ignore" => return Ok(None),
+                Err(why) => return Err(super::forbidden(r, why)),
+            }
+        };
         if r.dry_run && !matches!(str_at(webhook, &["sideEffects"]), "None" | "NoneOnDryRun") {
             return Err(Status::bad_request(format!("admission webhook {name:?} does not support dry run")));
         }
-        let (object, old) = (self.versioned(r, &seen, &r.object), self.versioned(r, &seen, &r.old_object));
         let result = match call::review(webhook, r, &seen, object, old) {
-            Some(review) => self.clients.call(webhook, &*self.objects, &review).await,
+            Some(review) => call::call(&self.clients, webhook, &*self.objects, &review).await,
             None => Err("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into()),
         };
         match result {
             Ok(answer) => {
                 answer.warnings.iter().for_each(|text| r.warnings.add(text));
+                for (key, value) in &answer.annotations {
+                    r.warnings.annotate(&format!("{name}/{key}"), value);
+                }
                 Ok(Some((seen, Outcome::Answered(answer))))
             }
             Err(why) if str_at(webhook, &["failurePolicy"]) == "Ignore" => {
@@ -160,10 +211,10 @@ impl Webhooks {
             return Err(call::denial(&name, &answer.status));
         }
         let Some(patch) = answer.patch.filter(|_| !r.object.is_null()) else { return Ok(false) };
-        let before = self.versioned(r, &seen, &r.object);
-        let changed = pilothouse_api::patch::json::apply(&before, &patch)
-            .map_err(|e| Status::internal(e.message))
-            .and_then(|changed| self.hub(r, &seen, changed).map_err(Status::internal))?;
+        let before = self.versioned(r, &seen, &r.object).await.map_err(Status::internal)?;
+        let changed =
+            pilothouse_api::patch::json::apply(&before, &patch).map_err(|e| Status::internal(e.message))?;
+        let changed = self.hub(r, &seen, changed).await.map_err(Status::internal)?;
         let is_changed = changed != r.object;
         r.object = changed;
         Ok(is_changed)

@@ -40,7 +40,9 @@ fn fits(rule: &Value, r: &AdmissionRequest, seen: &GroupVersion) -> bool {
         "Cluster" => r.namespace.is_empty() || (r.group.is_empty() && r.resource == "namespaces"),
         _ => true,
     };
+    let names = texts(rule, &["resourceNames"]);
     scope
+        && (names.is_empty() || names.contains(&r.name))
         && any("operations", operation_name(r.operation))
         && any("apiGroups", &seen.group)
         && any("apiVersions", &seen.version)
@@ -50,13 +52,22 @@ fn fits(rule: &Value, r: &AdmissionRequest, seen: &GroupVersion) -> bool {
 /// The group and version in which a webhook wants to see a request; `None` where no rule fits. `others` are those in
 /// which the resource is served, too, for webhooks that take equivalent requests.
 pub fn version(webhook: &Value, r: &AdmissionRequest, others: &[GroupVersion]) -> Option<GroupVersion> {
-    let rules = list_at(webhook, &["rules"]);
+    version_of(list_at(webhook, &["rules"]), str_at(webhook, &["matchPolicy"]), r, others)
+}
+
+/// The same by rules and a match policy.
+pub fn version_of(
+    rules: &[Value],
+    match_policy: &str,
+    r: &AdmissionRequest,
+    others: &[GroupVersion],
+) -> Option<GroupVersion> {
     let wanted = |seen: &&GroupVersion| rules.iter().any(|rule| fits(rule, r, seen));
     let own = GroupVersion { group: r.group.clone(), version: r.version.clone() };
     if wanted(&&own) {
         return Some(own);
     }
-    if str_at(webhook, &["matchPolicy"]) != "Equivalent" {
+    if match_policy != "Equivalent" {
         return None;
     }
     others.iter().find(wanted).cloned()
