@@ -5,6 +5,7 @@
 use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, ErrorType, Path};
+use pilothouse_apimachinery::go;
 use pilothouse_apimachinery::json::{get, list_at, str_at};
 use pilothouse_cel::{Bindings, Budget, Nobody, PER_CALL_LIMIT, Program, Type, Value as Cel};
 use serde_json::Value;
@@ -282,7 +283,7 @@ impl Validator {
         for compiled in &self.rules {
             let Some(left) = run.left else { return };
             let rule = &compiled.rule;
-            let fault = |text: String| field::invalid(path, self.schema_type.as_str(), &text);
+            let fault = |text: String| field::invalid(&place(path), self.schema_type.as_str(), &text);
             let program = match &compiled.program {
                 Ok(program) => program,
                 Err(why) => {
@@ -310,7 +311,7 @@ impl Validator {
                     let message = self.computed_message(compiled, &bindings, path, run);
                     let Some(message) = message else { return };
                     let at = if compiled.field_path.is_empty() {
-                        path.clone()
+                        place(path)
                     } else {
                         path.child(&compiled.field_path)
                     };
@@ -451,8 +452,22 @@ fn normalized(path: &str, schema: &Schema) -> Option<String> {
     Some(out)
 }
 
-fn show(rule: &Value) -> String {
-    crate::apply::show::sharp(rule)
+/// A rule as Go prints it.
+fn show(rule: &Rule) -> String {
+    let reason = if rule.reason.is_empty() { "nil" } else { "0xc000000000" };
+    let optional = if rule.optional_old_self.is_none() { "nil" } else { "0xc000000000" };
+    format!(
+        "apiextensions.ValidationRule{{Rule:{}, Message:{}, MessageExpression:{}, Reason:(*apiextensions.FieldValueErrorReason)({reason}), FieldPath:{}, OptionalOldSelf:(*bool)({optional})}}",
+        go::quote(&rule.rule),
+        go::quote(&rule.message),
+        go::quote(&rule.message_expression),
+        go::quote(&rule.field_path),
+    )
+}
+
+/// A place as errors name it: the object itself has no name.
+fn place(path: &Path) -> Path {
+    if path.to_string().is_empty() { Path::new("<nil>") } else { path.clone() }
 }
 
 /// The faults of all rules of a schema as it is written, which stands at `path`. Rules are only checked for types where
@@ -487,7 +502,7 @@ fn check_node(schema: &Value, parsed: &Schema, path: &Path, place: &Place, error
         if !place.structural || errors.len() > before || rule.rule.trim().is_empty() {
             continue;
         }
-        let shown = show(&list_at(schema, &["x-kubernetes-validations"])[i]);
+        let shown = show(rule);
         let Some(type_) = type_of(parsed, resource, &place.name) else { continue };
         let program = compile_rule(rule, &type_);
         if let Err(why) = &program {
@@ -659,7 +674,7 @@ mod tests {
             check(&schema, &Path::new("s"), true).iter().map(ToString::to_string).collect()
         };
         let found = texts(json!([{"rule": "self.a > 'x'"}]));
-        assert!(found[0].starts_with("s.x-kubernetes-validations[0].rule: Invalid value: "), "{found:?}");
+        assert!(found[0].starts_with("s.x-kubernetes-validations[0].rule: Invalid value: apiextensions.ValidationRule{Rule:\"self.a > 'x'\", Message:\"\", "), "{found:?}");
         assert!(found[0].contains("compilation failed: ERROR: <input>:1:8: found no matching overload for '_>_' applied to '(int, string)'"), "{found:?}");
         assert!(found[1].contains("undefined field 'a'"), "{found:?}");
         let found = texts(
