@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use pilothouse_api::crd::naming;
+use pilothouse_api::crd::{naming, structural};
+use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_component_base::signals::Stop;
@@ -13,7 +14,7 @@ use tokio::sync::oneshot;
 
 use crate::handlers::delete::CUSTOM_CLEANUP;
 use crate::handlers::lifecycle::now;
-use crate::json::{get, has, list_at, remove, set, str_at};
+use crate::json::{bool_at, get, has, list_at, remove, set, str_at};
 use crate::state::ServerState;
 
 /// Group of the definitions.
@@ -112,8 +113,27 @@ async fn one(
     }
     if let Some(established) = naming::establish(crd, &now()) {
         write_status(state, crd, &established).await?;
+        return Ok(true);
+    }
+    if let Some(judged) = naming::non_structural(crd, &schema_faults(crd), &now()) {
+        write_status(state, crd, &judged).await?;
     }
     Ok(true)
+}
+
+/// What keeps a definition's schemas from being structural.
+fn schema_faults(crd: &Value) -> Vec<String> {
+    let spec = Path::new("spec");
+    let mut faults = ErrorList::new();
+    if bool_at(crd, &["spec", "preserveUnknownFields"]) {
+        faults.push(field::invalid(&spec.child("preserveUnknownFields"), true, "must be false"));
+    }
+    for (i, version) in list_at(crd, &["spec", "versions"]).iter().enumerate() {
+        let schema = get(version, &["schema", "openAPIV3Schema"]);
+        let path = spec.child("versions").index(i).child("schema").child("openAPIV3Schema");
+        faults.extend(structural::violations(schema, &path));
+    }
+    faults.iter().map(ToString::to_string).collect()
 }
 
 async fn write_status(state: &ServerState, crd: &Value, next: &Value) -> Result<(), Status> {
@@ -140,7 +160,16 @@ async fn clean_up(state: &ServerState, crd: &Value) -> Result<bool, Status> {
     }
     let group = str_at(crd, &["spec", "group"]);
     let plural = str_at(crd, &["spec", "names", "plural"]);
-    if naming::is_true(crd, "Established") && state.registry.hub(group, plural).is_some() {
+    if !naming::is_true(crd, "Established") {
+        let (reason, message) = ("NeverEstablished", "resource was never established");
+        write_status(state, crd, &naming::terminating(crd, "False", reason, message, &now())).await?;
+    } else if state.registry.hub(group, plural).is_some() {
+        let (reason, message) = ("InstanceDeletionInProgress", "CustomResource deletion is in progress");
+        let begun = naming::terminating(crd, "True", reason, message, &now());
+        if get(&begun, &["status"]) != get(crd, &["status"]) {
+            write_status(state, crd, &begun).await?;
+            return Ok(true);
+        }
         let left = state.objects.list(group, plural, "");
         for object in &left {
             if has(object, &["metadata", "deletionTimestamp"]) {

@@ -364,3 +364,50 @@ async fn rules_and_policies_refuse() {
         "{message}"
     );
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn admission_webhooks_see_what_they_want_to_see() {
+    let (url, bundle) = webhook(Arc::new(|review: Value| {
+        let objects = review["request"]["objects"].as_array();
+        if let Some(objects) = objects {
+            let to = review["request"]["desiredAPIVersion"].as_str().unwrap();
+            let objects: Vec<Value> = objects.iter().map(|o| convert(o.clone(), to)).collect();
+            return json!({"apiVersion": review["apiVersion"], "kind": "ConversionReview",
+                "response": {"uid": review["request"]["uid"], "result": {"status": "Success"}, "convertedObjects": objects}});
+        }
+        // Notes in which version it saw the object, by the field that only that version has.
+        let saw = if review["request"]["object"].get("hostPort").is_some() { "v1" } else { "v2" };
+        let patch = json!([{"op": "add", "path": "/metadata/labels", "value": {"saw": saw}}]);
+        json!({"apiVersion": review["apiVersion"], "kind": "AdmissionReview", "response": {"uid": review["request"]["uid"],
+            "allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())}})
+    }))
+    .await;
+    let world = start().await;
+    world.define(definition(&url, &bundle, "v1")).await;
+    let configuration = json!({
+        "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": "m"},
+        "webhooks": [{"name": "m.hook.e.com", "sideEffects": "None", "admissionReviewVersions": ["v1"], "clientConfig": {"url": url, "caBundle": bundle},
+            "matchConditions": [{"name": "named", "expression": "object.metadata.name != 'left-alone'"}],
+            "rules": [{"operations": ["CREATE"], "apiGroups": ["e.com"], "apiVersions": ["v1"], "resources": ["crons"]}]}]});
+    let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
+    let mut wrong = configuration.clone();
+    wrong["webhooks"][0]["matchConditions"][0]["expression"] = json!("object.metadata.name ==");
+    let (code, status) = world.post(path, wrong).await;
+    assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
+    let message = status["message"].as_str().unwrap();
+    assert!(message.contains("webhooks[0].matchConditions[0].expression: Invalid value"), "{message}");
+    let (code, made) = world.post(path, configuration).await;
+    assert_eq!(code, StatusCode::CREATED, "{made}");
+
+    // The rule is about v1: a request for v2 is converted for it, and what it changed is converted back.
+    let crons = "/apis/e.com/v2/namespaces/default/crons";
+    let cron = |name: &str| json!({"apiVersion": "e.com/v2", "kind": "Cron", "metadata": {"name": name}, "host": "h", "port": "1"});
+    let (code, made) = world.post(crons, cron("one")).await;
+    assert_eq!(
+        (code, &made["metadata"]["labels"], &made["host"]),
+        (StatusCode::CREATED, &json!({"saw": "v1"}), &json!("h")),
+        "{made}"
+    );
+    let (code, made) = world.post(crons, cron("left-alone")).await;
+    assert_eq!((code, made["metadata"].get("labels")), (StatusCode::CREATED, None), "{made}");
+}

@@ -175,6 +175,7 @@ impl<'a> Value<'a> {
     }
 
     /// How many items a list or map has; none for anything else.
+    #[expect(clippy::len_without_is_empty, reason = "most values have no length at all")]
     pub fn len(&self) -> Option<usize> {
         Some(match self {
             Value::List(items) => items.len(),

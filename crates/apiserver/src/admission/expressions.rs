@@ -24,9 +24,12 @@ const KEPT: usize = 2_000;
 /// How many questions the expressions of one policy may put to the authorizer.
 const QUESTIONS: usize = 100;
 
-/// Expressions that have been compiled.
+/// An expression that has been compiled, or what the compiler says.
+pub type Compiled = Arc<Result<Program, String>>;
+
+/// Expressions that have been compiled, by themselves and their environment.
 #[derive(Default)]
-pub struct Programs(Mutex<HashMap<(String, String), Arc<Result<Program, String>>>>);
+pub struct Programs(Mutex<HashMap<(String, String), Compiled>>);
 
 impl Programs {
     /// An expression of an environment; the error is what the compiler says.

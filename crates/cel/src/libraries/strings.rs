@@ -67,7 +67,7 @@ fn as_int<'a>(at: Option<usize>) -> Value<'a> {
 /// On a text.
 pub fn call<'a>(name: &str, args: &[Value<'a>]) -> Option<Evaluated<'a>> {
     let Value::String(subject) = args.first()? else { return None };
-    Some(of_text(name, subject, &args[1..]).transpose()?)
+    of_text(name, subject, &args[1..]).transpose()
 }
 
 fn of_text<'a>(name: &str, s: &str, rest: &[Value<'a>]) -> Result<Option<Value<'a>>, Error> {

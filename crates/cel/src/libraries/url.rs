@@ -31,7 +31,7 @@ pub fn parse(text: &str) -> Result<Url, String> {
         {
             (scheme.to_ascii_lowercase(), rest)
         }
-        Some((scheme, _)) if scheme.is_empty() => return fault("missing protocol scheme"),
+        Some(("", _)) => return fault("missing protocol scheme"),
         _ => (String::new(), rest),
     };
     let (host, path) = match rest.strip_prefix("//") {
