@@ -311,12 +311,12 @@ mod tests {
     async fn gives_and_takes_back() {
         let a = allocators();
         let mut s = service(json!({"type": "NodePort", "ports": [
-            {"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}, {"port": 80, "nodePort": 30005}]}));
+            {"port": 80, "nodePort": 30005}, {"port": 53, "protocol": "UDP"}, {"port": 53, "protocol": "TCP"}]}));
         a.before_write(write(None), &mut s).await.unwrap().unwrap()(true);
         let ports: Vec<_> =
             s["spec"]["ports"].as_array().unwrap().iter().map(|p| p["nodePort"].as_i64().unwrap()).collect();
-        assert_eq!(ports[0], ports[1]);
-        assert_eq!(ports[2], 30005);
+        assert_eq!(ports[0], 30005);
+        assert_eq!(ports[1], ports[2]);
         assert_eq!(s["spec"]["clusterIPs"][0], s["spec"]["clusterIP"]);
         let mut again = service(json!({"type": "NodePort", "ports": [{"port": 80, "nodePort": 30005}]}));
         let e = a.before_write(write(None), &mut again).await.err().unwrap();
