@@ -117,6 +117,8 @@ pub struct Config {
     pub release: Release,
     /// Where objects are.
     pub backend: Backend,
+    /// How long etcd may take to be reached at start; zero for as long as it takes.
+    pub etcd_startup_timeout: Duration,
     /// First part of every key, `/registry`.
     pub etcd_prefix: String,
     /// Whether built-in kinds are stored as protobuf; JSON otherwise.
@@ -353,6 +355,7 @@ impl Config {
         Ok(Config {
             release,
             backend,
+            etcd_startup_timeout: flags.duration("etcd-startup-timeout"),
             etcd_prefix: unquoted(flags, "etcd-prefix"),
             protobuf_storage: protobuf_storage(flags)?,
             runtime: RuntimeConfig::parse(&flags.map("runtime-config"), release)?,

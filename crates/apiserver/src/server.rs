@@ -65,14 +65,22 @@ pub async fn open_store(config: &Config) -> anyhow::Result<Arc<dyn Store>> {
     Ok(match &config.backend {
         Backend::Embedded(dir) => open_embedded(dir)?,
         Backend::Etcd { servers, ca, cert, key } => {
-            EtcdStore::connect(EtcdConfig {
+            let store = EtcdStore::connect(EtcdConfig {
                 endpoints: servers.clone(),
                 ca_file: ca.clone(),
                 cert_file: cert.clone(),
                 key_file: key.clone(),
                 prefix: config.etcd_prefix.clone(),
             })
-            .await?
+            .await?;
+            if !config.etcd_startup_timeout.is_zero() {
+                let reached = store.reached(config.etcd_startup_timeout).await;
+                reached.with_context(|| match ca {
+                    Some(ca) => format!("--etcd-servers, by the authority in {}", ca.display()),
+                    None => "--etcd-servers".into(),
+                })?;
+            }
+            store
         }
     })
 }

@@ -4,6 +4,8 @@
 use kube::Client;
 use kube::core::{ApiResource, GroupVersionKind};
 
+use crate::backoff::WatchBackoff;
+
 /// One kind that may be served in several versions.
 #[derive(Debug, Clone, Copy)]
 pub struct Candidates {
@@ -42,6 +44,27 @@ pub const HORIZONTAL_POD_AUTOSCALER: Candidates = Candidates {
     kind: "HorizontalPodAutoscaler",
     plural: "horizontalpodautoscalers",
 };
+
+/// The same, where the server may not be there yet: it is asked again until it answers. `waiting` is called when it has not
+/// for the first time.
+pub async fn find_when_there(
+    client: &Client,
+    candidates: Candidates,
+    waiting: impl FnOnce(),
+) -> Option<ApiResource> {
+    let mut waiting = Some(waiting);
+    let mut backoff = WatchBackoff::default();
+    loop {
+        match find(client, candidates).await {
+            Ok(found) => return found,
+            Err(e) => tracing::warn!("the server does not say which kinds it has: {e}"),
+        }
+        if let Some(waiting) = waiting.take() {
+            waiting();
+        }
+        tokio::time::sleep(backoff.next().unwrap_or_default()).await;
+    }
+}
 
 /// The best version of a kind that the server has; `None` where it has none of them.
 pub async fn find(client: &Client, candidates: Candidates) -> Result<Option<ApiResource>, kube::Error> {

@@ -20,9 +20,17 @@ use crate::signals::Stop;
 /// A named check: `Ok` or why not.
 pub type Check = Arc<dyn Fn() -> Result<(), String> + Send + Sync>;
 
+/// What a page of the component's own shows at the moment: status, media type and text.
+pub type Page = Arc<dyn Fn() -> (StatusCode, &'static str, String) + Send + Sync>;
+
+/// The media type of plain text.
+pub const PLAIN: &str = "text/plain; charset=utf-8";
+
 /// What the port serves.
 #[derive(Clone, Default)]
 pub struct Health {
+    /// Pages of the component's own by path, such as `/proxyMode`; they come before all others.
+    pub pages: Vec<(String, Page)>,
     /// Checks by name, in the order they are printed. `ping` always comes first and is not listed here.
     pub checks: Vec<(String, Check)>,
     /// What `/metrics` shows.
@@ -30,11 +38,14 @@ pub struct Health {
 }
 
 impl Health {
-    /// The answer for one path: status and body, in the form of the Kubernetes health endpoints
+    /// The answer for one path: status, media type and body, in the form of the Kubernetes health endpoints
     /// (<https://kubernetes.io/docs/reference/using-api/health-checks/>). `None` for any other path.
-    pub fn answer(&self, path: &str, query: &str) -> Option<(StatusCode, String)> {
+    pub fn answer(&self, path: &str, query: &str) -> Option<(StatusCode, &'static str, String)> {
+        if let Some((_, page)) = self.pages.iter().find(|(p, _)| p == path) {
+            return Some(page());
+        }
         if path == "/metrics" {
-            return Some((StatusCode::OK, self.metrics.encode()));
+            return Some((StatusCode::OK, metrics::TEXT, self.metrics.encode()));
         }
         let name = ["healthz", "livez", "readyz"].into_iter().find(|n| path.trim_start_matches('/') == *n)?;
         let mut failed = false;
@@ -49,11 +60,11 @@ impl Health {
             }
         }
         Some(if failed {
-            (StatusCode::INTERNAL_SERVER_ERROR, format!("{verbose}{name} check failed\n"))
+            (StatusCode::INTERNAL_SERVER_ERROR, PLAIN, format!("{verbose}{name} check failed\n"))
         } else if query.split('&').any(|p| p == "verbose" || p.starts_with("verbose=")) {
-            (StatusCode::OK, format!("{verbose}{name} check passed\n"))
+            (StatusCode::OK, PLAIN, format!("{verbose}{name} check passed\n"))
         } else {
-            (StatusCode::OK, "ok".to_string())
+            (StatusCode::OK, PLAIN, "ok".to_string())
         })
     }
 }
@@ -77,18 +88,17 @@ pub async fn serve(
             tokio::spawn(async move {
                 let service = service_fn(move |req: Request<Incoming>| {
                     let answer = health.answer(req.uri().path(), req.uri().query().unwrap_or(""));
-                    let media = if req.uri().path() == "/metrics" {
-                        metrics::TEXT
-                    } else {
-                        "text/plain; charset=utf-8"
-                    };
                     async move {
-                        let (status, body) =
-                            answer.unwrap_or((StatusCode::NOT_FOUND, "404 page not found\n".into()));
+                        let (status, media, body) =
+                            answer.unwrap_or((StatusCode::NOT_FOUND, PLAIN, "404 page not found\n".into()));
                         let mut resp = Response::new(Full::new(Bytes::from(body)));
                         *resp.status_mut() = status;
-                        resp.headers_mut()
-                            .insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media));
+                        let headers = resp.headers_mut();
+                        headers.insert(header::CONTENT_TYPE, header::HeaderValue::from_static(media));
+                        headers.insert(
+                            header::X_CONTENT_TYPE_OPTIONS,
+                            header::HeaderValue::from_static("nosniff"),
+                        );
                         Ok::<_, Infallible>(resp)
                     }
                 });

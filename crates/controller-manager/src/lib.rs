@@ -52,7 +52,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
             anyhow::bail!("error parsing root-ca-file at {}: {what}", file.display());
         }
     }
-    let health = Health { checks: Vec::new(), metrics: Metrics::default() };
+    let health = Health { metrics: Metrics::default(), ..Health::default() };
     if config.insecure_port != 0 {
         let addr = SocketAddr::new(config.insecure_address, config.insecure_port);
         serve::serve(addr, None, health.clone(), stop.clone()).await?;

@@ -40,12 +40,14 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     let metrics = Metrics::default();
     let counters = server::Counters::register(&metrics);
     if let Some(addr) = config.metrics_bind_address {
-        serve::serve(addr, None, Health { checks: Vec::new(), metrics }, stop.clone()).await?;
+        serve::serve(addr, None, Health { metrics, ..Health::default() }, stop.clone()).await?;
     }
     let client = pilothouse_client::config::connect(&config.kubeconfig, "cluster-dns").await?;
-    let resource = served::find(&client, served::ENDPOINT_SLICE)
-        .await?
-        .ok_or_else(|| anyhow::anyhow!("the server has no EndpointSlices"))?;
+    let found = tokio::select! {
+        _ = stop.wait() => return Ok(()),
+        found = served::find_when_there(&client, served::ENDPOINT_SLICE, || ()) => found,
+    };
+    let resource = found.ok_or_else(|| anyhow::anyhow!("the server has no EndpointSlices"))?;
     let changed = Arc::new(Notify::new());
     let (services, slices, namespaces) =
         (Informer::<Service>::new(), Informer::<DynamicObject>::new(), Informer::<Namespace>::new());

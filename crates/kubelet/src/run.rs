@@ -327,7 +327,7 @@ fn serve_health(kubelet: &Arc<Kubelet>, registry: &Registry, stop: &Stop) {
     tokio::spawn(async move {
         loop {
             let health =
-                Health { checks: vec![("syncloop".into(), looks.clone())], metrics: registry.clone() };
+                Health { checks: vec![("syncloop".into(), looks.clone())], metrics: registry.clone(), ..Health::default() };
             let Err(e) = serve(address, None, health, stop.clone()).await else { return };
             tracing::error!("Starting healthz server failed: {e}");
             tokio::select! { _ = stop.wait() => return, _ = tokio::time::sleep(Duration::from_secs(5)) => {} }

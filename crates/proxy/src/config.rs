@@ -24,6 +24,8 @@ pub struct Config {
     pub healthz_bind_address: Option<SocketAddr>,
     /// Where `/metrics` is.
     pub metrics_bind_address: Option<SocketAddr>,
+    /// Whether a port that cannot be opened ends the proxy.
+    pub bind_address_hard_fail: bool,
     /// What the rules depend on.
     pub rules: rules::Options,
     /// What mode `ipvs` depends on.
@@ -45,6 +47,7 @@ struct File {
     healthz_bind_address: Option<String>,
     metrics_bind_address: Option<String>,
     mode: String,
+    bind_address_hard_fail: bool,
     node_port_addresses: Option<Vec<String>>,
     iptables: Iptables,
     ipvs: Ipvs,
@@ -155,6 +158,7 @@ impl Config {
                 hostname_override: flags.string("hostname-override"),
                 healthz_bind_address: flags.opt("healthz-bind-address"),
                 metrics_bind_address: flags.opt("metrics-bind-address"),
+                bind_address_hard_fail: flags.bool("bind-address-hard-fail"),
                 mode: flags.string("proxy-mode"),
                 node_port_addresses: Some(flags.strings("nodeport-addresses")),
                 iptables: Iptables { masquerade_all: flags.bool("masquerade-all") },
@@ -211,6 +215,7 @@ impl Config {
                 file.metrics_bind_address,
                 "127.0.0.1:10249",
             )?,
+            bind_address_hard_fail: file.bind_address_hard_fail,
             rules: rules::Options {
                 cluster_cidrs: cidrs("clusterCIDR", &file.cluster_cidr)?,
                 service_cidrs: cidrs(

@@ -7,15 +7,18 @@
 pub mod config;
 pub mod family;
 pub mod health;
+pub mod healthz;
 pub mod ipvs;
 pub mod model;
 pub mod nft;
 pub mod proxier;
 pub mod rules;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use k8s_openapi::api::core::v1::Service;
 use kube::Api;
 use kube::api::DynamicObject;
@@ -23,7 +26,7 @@ use kube::runtime::watcher;
 use pilothouse_client::{Informer, served};
 use pilothouse_component_base::metrics::Metrics;
 use pilothouse_component_base::notify;
-use pilothouse_component_base::serve::{self, Health};
+use pilothouse_component_base::serve::{self, Health, Page};
 use pilothouse_component_base::signals::Stop;
 use prometheus_client::metrics::counter::Counter;
 use prometheus_client::metrics::gauge::Gauge;
@@ -32,6 +35,7 @@ use tokio::time::Instant;
 
 pub use config::Config;
 
+use crate::healthz::Healthz;
 use crate::proxier::Proxier;
 
 /// The flag table.
@@ -41,6 +45,9 @@ pub const FLAGS: &str = include_str!("flags.tsv");
 const GATHER: Duration = Duration::from_millis(20);
 /// After a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(2);
+
+/// A port that could not be opened is tried again.
+const PORT_RETRY: Duration = Duration::from_secs(5);
 
 /// Services that do not want this proxy say so by this label.
 const SKIP: &str = "service.kubernetes.io/service-proxy-name";
@@ -62,21 +69,39 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         );
         r.register("kubeproxy_sync_proxy_rules_total", "Transactions applied", syncs.clone());
     });
-    let health = Health { checks: Vec::new(), metrics };
-    for addr in [config.healthz_bind_address, config.metrics_bind_address].into_iter().flatten() {
-        serve::serve(addr, None, health.clone(), stop.clone()).await?;
+    let healthz = Healthz::default();
+    let mode = proxier.mode();
+    let proxy_mode: Page = Arc::new(move || (StatusCode::OK, serve::PLAIN, mode.to_string()));
+    let ports = [
+        (config.healthz_bind_address, vec![("/healthz".to_string(), healthz.page())]),
+        (config.metrics_bind_address, vec![("/proxyMode".to_string(), proxy_mode)]),
+    ];
+    for (address, pages) in ports {
+        let Some(address) = address else { continue };
+        let health = Health { pages, metrics: metrics.clone(), ..Health::default() };
+        open_port(address, health, config.bind_address_hard_fail, &stop).await?;
     }
     let client = pilothouse_client::config::connect(&config.kubeconfig, "kube-proxy").await?;
-    let resource = served::find(&client, served::ENDPOINT_SLICE)
-        .await?
-        .ok_or_else(|| anyhow::anyhow!("the server has no EndpointSlices"))?;
+    // Units that come after this one are not to wait for the API server.
+    let waiting = || notify::ready("kube-proxy", "waiting for the API server");
+    let found = tokio::select! {
+        _ = stop.wait() => return Ok(()),
+        found = served::find_when_there(&client, served::ENDPOINT_SLICE, waiting) => found,
+    };
+    let resource = found.ok_or_else(|| anyhow::anyhow!("the server has no EndpointSlices"))?;
     let changed = Arc::new(Notify::new());
     let services: Informer<Service> = Informer::new();
     let slices: Informer<DynamicObject> = Informer::new();
-    let n = changed.clone();
-    services.on_change(move |_| n.notify_one());
-    let n = changed.clone();
-    slices.on_change(move |_| n.notify_one());
+    let (n, h) = (changed.clone(), healthz.clone());
+    services.on_change(move |_| {
+        h.queued();
+        n.notify_one()
+    });
+    let (n, h) = (changed.clone(), healthz.clone());
+    slices.on_change(move |_| {
+        h.queued();
+        n.notify_one()
+    });
     let wanted = watcher::Config::default().labels(&format!("!{SKIP}"));
     services.run(Api::all(client.clone()), wanted, stop.clone());
     slices.run(Api::all_with(client.clone(), &resource), watcher::Config::default(), stop.clone());
@@ -101,6 +126,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         health_checks.sync(health::wanted(&all, &model)).await;
         match proxier.sync(&model).await {
             Ok(synced) => {
+                healthz.updated();
                 if !std::mem::replace(&mut ready, true) {
                     notify::ready("kube-proxy", "services are programmed");
                 }
@@ -111,9 +137,31 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
                 again = synced.again;
             }
             Err(e) => {
+                healthz.queued();
                 tracing::error!("{e:#}");
                 again = Some(RETRY);
             }
         }
     }
+}
+
+/// Serves a port. One that cannot be opened ends the proxy where it is told so; else it is tried again and again, and
+/// services are programmed meanwhile.
+async fn open_port(address: SocketAddr, health: Health, hard_fail: bool, stop: &Stop) -> std::io::Result<()> {
+    let Err(e) = serve::serve(address, None, health.clone(), stop.clone()).await else { return Ok(()) };
+    if hard_fail {
+        return Err(e);
+    }
+    tracing::error!("{e}");
+    let stop = stop.clone();
+    tokio::spawn(async move {
+        loop {
+            tokio::select! { _ = stop.wait() => return, _ = tokio::time::sleep(PORT_RETRY) => {} }
+            match serve::serve(address, None, health.clone(), stop.clone()).await {
+                Ok(()) => return,
+                Err(e) => tracing::error!("{e}"),
+            }
+        }
+    });
+    Ok(())
 }

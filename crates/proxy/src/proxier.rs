@@ -65,6 +65,14 @@ impl Proxier {
         }
     }
 
+    /// What programs services, by Kubernetes' name.
+    pub fn mode(&self) -> &'static str {
+        match self {
+            Proxier::Ipvs(_) => "ipvs",
+            Proxier::Nftables { .. } => "nftables",
+        }
+    }
+
     /// The shortest time between two calls of [`Proxier::sync`].
     pub fn min_sync_period(&self) -> Duration {
         match self {

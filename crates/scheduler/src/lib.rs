@@ -55,7 +55,7 @@ const NAME: &str = "kube-scheduler";
 pub async fn run(mut config: Config, stop: Stop) -> anyhow::Result<()> {
     let registry = Registry::default();
     let metrics = Metrics::new(&registry);
-    let health = Health { checks: Vec::new(), metrics: registry };
+    let health = Health { metrics: registry, ..Health::default() };
     if let Some(addr) = config.insecure {
         serve::serve(addr, None, health.clone(), stop.clone()).await?;
     }

@@ -64,6 +64,12 @@ impl EtcdStore {
         Ok(Arc::new(EtcdStore { endpoints, leases: Leases::default(), probe }))
     }
 
+    /// Waits until some member answers, also one that has no leader. Fails with [`Error::Unavailable`] after `limit`: its
+    /// text names each endpoint and what is wrong there.
+    pub async fn reached(&self, limit: Duration) -> Result<(), Error> {
+        self.endpoints.reached(limit).await
+    }
+
     async fn transact(&self, key: &Bytes, expect: Expect, op: TxnOp) -> Result<Outcome, Error> {
         let compare = match expect {
             Expect::Any => Vec::new(),

@@ -192,6 +192,8 @@ impl Layout {
             args.push("--storage-backend=embedded".into());
         } else {
             args.push(format!("--etcd-servers={}", config.etcd_servers.join(",")));
+            // A machine's etcd may come after it.
+            args.push("--etcd-startup-timeout=0".into());
         }
         args
     }

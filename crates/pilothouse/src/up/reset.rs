@@ -75,6 +75,9 @@ async fn reset(data_dir: &Path, endpoint: Option<String>, keep_data: bool) -> an
     if let Err(e) = pilothouse_proxy::nft::remove().await {
         tracing::warn!("{e:#}");
     }
+    if let Err(e) = pilothouse_proxy::ipvs::remove(&[]).await {
+        tracing::warn!("{e:#}");
+    }
     let cluster_cidr =
         setting(&layout, "kube-proxy.yaml", "clusterCIDR").unwrap_or_else(|| "10.244.0.0/16".into());
     let service_cidr = match setting(&layout, "kubelet.yaml", "clusterDNS") {

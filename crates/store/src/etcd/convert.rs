@@ -90,6 +90,11 @@ fn root(mut e: &(dyn std::error::Error + 'static)) -> Option<String> {
     Some(e.to_string())
 }
 
+/// Whether the error is what a member said: one of the connection's own has a cause.
+pub(super) fn is_answer(e: &etcd_client::Error) -> bool {
+    matches!(e, etcd_client::Error::GRpcStatus(status) if status.source().is_none())
+}
+
 /// Whether the request cannot have reached the member, so that it is safe to send it to another.
 pub(super) fn not_sent(e: &etcd_client::Error) -> bool {
     let mut source = match e {

@@ -6,9 +6,15 @@ use std::time::Duration;
 
 use etcd_client::{Client, ConnectOptions, GetOptions};
 use futures::future::join_all;
+use tokio::time::Instant;
 
 use super::convert;
 use crate::Error;
+
+/// How long a member may take to answer the first question.
+const PROBE: Duration = Duration::from_secs(5);
+/// Between two rounds of such questions.
+const PAUSE: Duration = Duration::from_millis(250);
 
 /// What may be done when a call fails, and how long it may take.
 #[derive(Debug, Clone, Copy)]
@@ -86,6 +92,43 @@ impl Endpoints {
                 tracing::warn!("etcd: leaving {} for {}: {why}", self.all[i].url, self.all[next].url);
             }
         }
+    }
+
+    /// Returns once a member answers, whatever it says; what is wrong with each of them where none does within `limit`.
+    pub(super) async fn reached(&self, limit: Duration) -> Result<(), Error> {
+        let deadline = Instant::now() + limit;
+        let mut why = vec![String::from("no answer"); self.all.len()];
+        let rounds = async {
+            loop {
+                let probes = self.all.iter().zip(&mut why).map(|(endpoint, why)| async move {
+                    let left = deadline.saturating_duration_since(Instant::now());
+                    match tokio::time::timeout(PROBE.min(left), endpoint.client.maintenance_client().status()).await {
+                        Ok(Ok(_)) => true,
+                        Ok(Err(e)) if convert::is_answer(&e) => true,
+                        Ok(Err(e)) => {
+                            *why = cause(convert::error(&e));
+                            false
+                        }
+                        // What it was the last time says more.
+                        Err(_) => false,
+                    }
+                });
+                if join_all(probes).await.contains(&true) {
+                    return;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+        };
+        if tokio::time::timeout_at(deadline, rounds).await.is_ok() {
+            return Ok(());
+        }
+        let members: Vec<String> =
+            self.all.iter().zip(why).map(|(endpoint, why)| format!("{}: {why}", endpoint.url)).collect();
+        Err(Error::Unavailable(format!(
+            "etcd cannot be reached within {} s: {}",
+            limit.as_secs(),
+            members.join("; ")
+        )))
     }
 
     /// Whether each member answers a read that needs the cluster's agreement.
