@@ -326,8 +326,11 @@ fn serve_health(kubelet: &Arc<Kubelet>, registry: &Registry, stop: &Stop) {
     // A port that is taken keeps no pod from running: it is tried again and again.
     tokio::spawn(async move {
         loop {
-            let health =
-                Health { checks: vec![("syncloop".into(), looks.clone())], metrics: registry.clone(), ..Health::default() };
+            let health = Health {
+                checks: vec![("syncloop".into(), looks.clone())],
+                metrics: registry.clone(),
+                ..Health::default()
+            };
             let Err(e) = serve(address, None, health, stop.clone()).await else { return };
             tracing::error!("Starting healthz server failed: {e}");
             tokio::select! { _ = stop.wait() => return, _ = tokio::time::sleep(Duration::from_secs(5)) => {} }

@@ -102,7 +102,9 @@ impl Endpoints {
             loop {
                 let probes = self.all.iter().zip(&mut why).map(|(endpoint, why)| async move {
                     let left = deadline.saturating_duration_since(Instant::now());
-                    match tokio::time::timeout(PROBE.min(left), endpoint.client.maintenance_client().status()).await {
+                    match tokio::time::timeout(PROBE.min(left), endpoint.client.maintenance_client().status())
+                        .await
+                    {
                         Ok(Ok(_)) => true,
                         Ok(Err(e)) if convert::is_answer(&e) => true,
                         Ok(Err(e)) => {
