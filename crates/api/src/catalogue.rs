@@ -7,9 +7,9 @@ use std::borrow::Cow;
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
 use serde::Deserialize;
-use serde_json::Value;
 
 static TEXT: &str = include_str!("../data/catalogue.json");
 

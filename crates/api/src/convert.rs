@@ -1,6 +1,6 @@
 //! Between the version of a request, the hub version that code works on, and the version of the store.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::kinds::{Kind, Version};
 
@@ -11,7 +11,7 @@ pub fn set_api_version(object: &mut Value, api_version: &str) {
             Some(Value::String(s)) if s == api_version => {}
             Some(v) => *v = Value::from(api_version),
             None => {
-                map.insert("apiVersion".into(), Value::from(api_version));
+                map.insert("apiVersion", Value::from(api_version));
             }
         }
     }
@@ -50,7 +50,7 @@ pub fn from_hub(version: &Version, object: &mut Value) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

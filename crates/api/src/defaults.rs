@@ -3,8 +3,8 @@
 use std::collections::HashMap;
 use std::sync::OnceLock;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::catalogue::{Catalogue, Element, Field, Shape, Type, TypeId};
 use crate::schema::Schema;
@@ -101,7 +101,7 @@ fn walk(catalogue: &'static Catalogue, table: &Table, type_: &'static Type, v: &
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::version::{Release, compare_kube_aware};
-use serde_json::{Map, Value, json};
 use sha2::{Digest, Sha256};
 
 use crate::convert::api_version;
@@ -89,13 +89,13 @@ impl Group {
         self.versions.sort_by(|(a, p), (b, q)| q.cmp(p).then_with(|| compare_kube_aware(b, a)));
     }
 
-    fn value(&self) -> Map<String, Value> {
+    fn value(&self) -> Map {
         let version =
             |(v, _): &(String, i64)| json!({"groupVersion": api_version(&self.name, v), "version": v});
         let mut map = Map::new();
-        map.insert("name".into(), self.name.as_str().into());
-        map.insert("versions".into(), self.versions.iter().map(version).collect());
-        map.insert("preferredVersion".into(), self.versions.first().map_or(Value::Null, version));
+        map.insert("name", self.name.as_str());
+        map.insert("versions", self.versions.iter().map(version).collect::<Value>());
+        map.insert("preferredVersion", self.versions.first().map_or(Value::Null, version));
         map
     }
 }
@@ -141,8 +141,8 @@ pub fn api_group_list(groups: &[Group]) -> Value {
 /// `/apis/<group>`: `APIGroup`.
 pub fn api_group(group: &Group) -> Value {
     let mut map = group.value();
-    map.insert("kind".into(), "APIGroup".into());
-    map.insert("apiVersion".into(), "v1".into());
+    map.insert("kind", "APIGroup");
+    map.insert("apiVersion", "v1");
     Value::Object(map)
 }
 

@@ -1,7 +1,7 @@
 //! Values as Go's `%#v` prints them: some errors of validation show structs, lists and maps in that form.
 
 use pilothouse_apimachinery::json::strings_at;
-use serde_json::Value;
+use pilothouse_apimachinery::json::{Text, Value};
 
 /// `[]string{"a", "b"}`, `[]string(nil)` where there is no list.
 pub fn strings(value: &Value) -> String {
@@ -96,7 +96,7 @@ pub fn quantity(text: &str) -> String {
 /// A `core.ResourceList`, sorted by key.
 pub fn resource_list(value: &Value) -> String {
     let Some(map) = value.as_object() else { return "core.ResourceList(nil)".into() };
-    let mut keys: Vec<&String> = map.keys().collect();
+    let mut keys: Vec<&Text> = map.keys().collect();
     keys.sort();
     let items: Vec<String> = keys
         .iter()
@@ -107,14 +107,14 @@ pub fn resource_list(value: &Value) -> String {
 
 fn quantity_text(value: &Value) -> String {
     match value {
-        Value::String(s) => s.clone(),
+        Value::String(s) => s.to_string(),
         other => other.to_string(),
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -3,6 +3,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{
     self, bool_at, copy, get, get_i64, has, i64_at, list_at, remove, set, str_at,
 };
@@ -10,7 +11,6 @@ use pilothouse_apimachinery::rand::generate_name;
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::{go, names};
-use serde_json::Value;
 
 use crate::scheme::Resource;
 
@@ -357,7 +357,7 @@ pub fn validate_update(new: &Value, old: &Value, standard: bool) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! The canonical form in place: what code has added or left behind is brought into the form that Go would write.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::catalogue::{Catalogue, Element, Form, Scalar, Shape, Type};
 use crate::decode::{empty_field, from_value};
@@ -96,8 +96,8 @@ fn canonical_elements(catalogue: &'static Catalogue, element: Element, v: &mut V
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! `meta.k8s.io` tables: what `kubectl get` shows, computed by the server.
 
 use pilothouse_apimachinery::json::str_at;
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::time;
-use serde_json::{Map, Value, json};
 
 use crate::kinds::RowContext;
 use crate::scheme::{Resource, partial_metadata};
@@ -42,16 +42,16 @@ pub fn row(
     context: &RowContext,
 ) -> Value {
     let mut row = Map::new();
-    row.insert("cells".into(), Value::Array(resource.cells(hub, context)));
+    row.insert("cells", Value::Array(resource.cells(hub, context).into()));
     if let Some(conditions) = resource.row_conditions(hub) {
-        row.insert("conditions".into(), conditions);
+        row.insert("conditions", conditions);
     }
     let object = match include {
         IncludeObject::None => Value::Null,
         IncludeObject::Metadata => partial_metadata(shown, meta_version),
         IncludeObject::Object => shown.clone(),
     };
-    row.insert("object".into(), object);
+    row.insert("object", object);
     Value::Object(row)
 }
 
@@ -64,10 +64,10 @@ pub fn table(
     meta_version: &str,
     with_columns: bool,
 ) -> Value {
-    let columns = if with_columns { Value::Array(resource.column_definitions()) } else { Value::Null };
+    let columns = if with_columns { Value::Array(resource.column_definitions().into()) } else { Value::Null };
     // Go writes a list that has never had an item as null: that of kinds without columns of their own.
     let plain = resource.as_kind().is_some_and(|k| k.columns.iter().any(|c| c.name == "Created At"));
-    let rows = if rows.is_empty() && plain { Value::Null } else { Value::Array(rows) };
+    let rows = if rows.is_empty() && plain { Value::Null } else { Value::Array(rows.into()) };
     json!({
         "kind": "Table",
         "apiVersion": format!("meta.k8s.io/{meta_version}"),

@@ -4,8 +4,8 @@ use std::time::Instant;
 
 use pilothouse_api::decode::request::Media;
 use pilothouse_api::scheme::Scheme;
+use pilothouse_apimachinery::json::json;
 use pilothouse_apimachinery::version::Release;
-use serde_json::json;
 
 fn pod() -> Vec<u8> {
     let container = |name: &str| {

@@ -5,9 +5,9 @@
 use pilothouse_api::decode::request::Media;
 use pilothouse_api::meta;
 use pilothouse_api::scheme::Scheme;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::version::{NEWEST, Release};
-use serde_json::{Value, json};
 
 /// Creates an object and reads it back in the version of the request; faults where it is invalid.
 fn create(release: Release, plural: &str, object: &Value) -> Result<Value, Vec<String>> {

@@ -3,7 +3,7 @@
 
 use std::fmt;
 
-use serde_json::Value;
+use crate::json::Value;
 
 /// The path of a field, such as `spec.containers[0].name` or `metadata.labels[app]`.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 
-use serde_json::Value;
+use crate::json::Value;
 
 /// A string in quotes, as `%q` and `strconv.Quote` print it.
 pub fn quote(s: &str) -> String {
@@ -46,7 +46,7 @@ pub fn string_map(v: &Value) -> String {
     match v.as_object() {
         None => "map[string]string(nil)".into(),
         Some(map) => {
-            let mut items: Vec<(&String, &Value)> = map.iter().collect();
+            let mut items: Vec<(&crate::json::Text, &Value)> = map.iter().collect();
             items.sort_by_key(|(k, _)| *k);
             let items: Vec<String> = items
                 .iter()
@@ -90,7 +90,7 @@ pub fn label_selector(v: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

@@ -1,6 +1,6 @@
 //! Numbers or percentages: `maxSurge: 1`, `maxSurge: 25%`; ports by number or name.
 
-use serde_json::Value;
+use crate::json::Value;
 
 /// A percentage such as `25%`, as a number.
 pub fn percent(v: &Value) -> Result<i64, String> {
@@ -33,7 +33,7 @@ pub fn scaled_value(v: &Value, total: i64, round_up: bool) -> Result<i64, String
 /// As text: `8080` or `http`.
 pub fn text(v: &Value) -> String {
     match v {
-        Value::String(s) => s.clone(),
+        Value::String(s) => s.to_string(),
         Value::Number(n) => n.to_string(),
         _ => "0".into(),
     }
@@ -41,7 +41,7 @@ pub fn text(v: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

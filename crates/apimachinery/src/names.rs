@@ -3,7 +3,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
-use serde_json::Value;
+use crate::json::Value;
 
 use crate::field::{self, ErrorList, Path};
 

@@ -4,7 +4,7 @@
 use std::collections::BTreeSet;
 use std::fmt;
 
-use serde_json::Value;
+use crate::json::Value;
 
 use crate::json::{get, list_at, str_at, strings_at};
 use crate::names;
@@ -540,7 +540,7 @@ impl Parser {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use crate::json::json;
 
     use super::*;
 

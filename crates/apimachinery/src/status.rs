@@ -58,7 +58,7 @@ pub struct Status {
     pub api_version: String,
     /// List metadata: empty, but for the token of an expired list.
     #[serde(default)]
-    pub metadata: serde_json::Map<String, serde_json::Value>,
+    pub metadata: crate::json::Map,
     /// `Success` or `Failure`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub status: String,

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pilothouse_api::discovery::priority;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_component_base::signals::Stop;
-use serde_json::{Value, json};
 
 use crate::handlers::lifecycle::now;
 use crate::json::{get, set, str_at};

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use pilothouse_api::crd::{naming, structural};
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_component_base::signals::Stop;
-use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
 use crate::handlers::delete::CUSTOM_CLEANUP;

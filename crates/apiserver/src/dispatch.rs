@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use pilothouse_api::discovery;
 use pilothouse_api::openapi::etag;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use crate::fairness::Fairness;
 use crate::handlers;
@@ -106,7 +106,9 @@ fn discovery_document(
     let scheme = state.registry.scheme();
     let aggregated = aggregated_version(state.release, context);
     Ok(match parts {
-        ["version"] => Some(Discovery::plain(serde_json::to_value(state.release.info()).unwrap_or_default())),
+        ["version"] => Some(Discovery::plain(
+            pilothouse_apimachinery::json::to_value(state.release.info()).unwrap_or_default(),
+        )),
         ["api"] => Some(match aggregated {
             Some(v) => {
                 let core = [discovery::core_group()];

@@ -1,6 +1,6 @@
 //! Maps and lists that a client has sent empty. Validation tells them from absent ones; the canonical form does not.
 
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Array, Map, Value};
 
 /// A step on the way to a value.
 #[derive(Debug, Clone, Copy)]
@@ -29,7 +29,7 @@ fn collect<'a>(value: &'a Value, way: &mut Vec<Step<'a>>, found: &mut Vec<(Vec<W
     };
     match value {
         Value::Object(map) if map.is_empty() => keep(way, Value::Object(Map::new())),
-        Value::Array(items) if items.is_empty() => keep(way, Value::Array(Vec::new())),
+        Value::Array(items) if items.is_empty() => keep(way, Value::Array(Array::new())),
         Value::Object(map) => {
             for (key, inner) in map {
                 way.push(Step::Key(key));
@@ -55,7 +55,7 @@ fn reach<'v>(mut at: &'v mut Value, way: &[Way]) -> Option<&'v mut Value> {
             *at = Value::Object(Map::new());
         }
         at = match (step, at) {
-            (Way::Key(key), Value::Object(map)) => map.entry(key.clone()).or_insert(Value::Null),
+            (Way::Key(key), Value::Object(map)) => map.entry(key.as_str()).or_insert(Value::Null),
             (Way::Index(i), Value::Array(items)) => items.get_mut(*i)?,
             _ => return None,
         };
@@ -83,7 +83,7 @@ impl Empties {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

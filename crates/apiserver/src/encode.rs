@@ -10,8 +10,8 @@ use pilothouse_api::protobuf;
 use pilothouse_api::schema::Schema;
 use pilothouse_api::scheme::{Resource, partial_metadata};
 use pilothouse_api::table::{self, IncludeObject};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use crate::cache::entry::{Entry, FormKey};
 use crate::handlers::watcher::{EventEncoder, EventType};

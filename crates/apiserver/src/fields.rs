@@ -8,9 +8,9 @@ use pilothouse_api::apply::set::Set;
 use pilothouse_api::apply::{FieldManager, Type};
 use pilothouse_api::convert::{parse_api_version, set_api_version};
 use pilothouse_api::scheme::{Resource, Scheme};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use crate::empties::Empties;
 use crate::encode::versioned;

@@ -4,9 +4,9 @@
 use std::sync::Arc;
 
 use pilothouse_apimachinery::go;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_component_base::signals::Stop;
-use serde_json::{Value, json};
 
 use crate::fairness::{self, Fairness};
 use crate::handlers::lifecycle::now;

@@ -156,7 +156,7 @@ pub async fn impersonate(
 mod tests {
     use super::*;
     use async_trait::async_trait;
-    use serde_json::Value;
+    use pilothouse_apimachinery::json::Value;
 
     struct Only(&'static [&'static str]);
 

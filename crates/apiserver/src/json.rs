@@ -1,7 +1,6 @@
 //! Looking into objects: [`pilothouse_apimachinery::json`] and what the API server needs beside it.
 
 pub use pilothouse_apimachinery::json::*;
-use serde_json::Value;
 
 /// The texts in the list at a path.
 pub fn texts(value: &Value, path: &[&str]) -> Vec<String> {

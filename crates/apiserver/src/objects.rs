@@ -5,8 +5,8 @@ use std::sync::{Arc, OnceLock};
 use async_trait::async_trait;
 use pilothouse_api::apply::typed;
 use pilothouse_api::convert::parse_api_version;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::encode::{Object, versioned};
 use crate::fields;

@@ -1,9 +1,9 @@
 //! `ListOptions`, `CreateOptions` and the like from query parameters, with v1.20's checks and texts.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use crate::request::RequestContext;
 

@@ -1,6 +1,6 @@
 //! Which other objects a pod refers to by name.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{containers, list_at, str_at};
 
@@ -89,7 +89,7 @@ pub fn is_mirror(pod: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[test]
     fn finds_references() {

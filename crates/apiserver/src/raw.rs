@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::collections::HashMap;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::cache::entry::Entry;

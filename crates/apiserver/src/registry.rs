@@ -7,9 +7,9 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use pilothouse_api::kinds::Context;
 use pilothouse_api::scheme::{Resource, Scheme};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_store::Store;
-use serde_json::Value;
 
 use crate::cache::Cache;
 use crate::cache::entry::Codec;

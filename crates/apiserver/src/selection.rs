@@ -91,7 +91,7 @@ impl Selection {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
     use crate::cache::entry::tests::Plain;

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_store::{Error, Expect, KeyValue, Outcome, Range, RangeResult, Store, prefix_end};
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::cache::Cache;
@@ -342,7 +342,7 @@ pub fn with_type(kind: &str, api_version: &str, body: &Bytes) -> Bytes {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
     use crate::cache::entry::tests::Plain;

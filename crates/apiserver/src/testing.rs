@@ -7,9 +7,9 @@ use async_trait::async_trait;
 use parking_lot::Mutex;
 use pilothouse_api::apply::typed;
 use pilothouse_api::scheme::Scheme;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::NEWEST;
-use serde_json::{Value, json};
 
 use crate::json::{get, str_at};
 use crate::request::{Objects, ResourceName};

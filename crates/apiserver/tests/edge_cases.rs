@@ -10,7 +10,7 @@ use common::{Api, LIMIT, start, start_newest};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 use tokio::io::AsyncReadExt;
 
 const MAPS: &str = "/api/v1/namespaces/default/configmaps";

@@ -7,9 +7,9 @@ use std::sync::Arc;
 
 use common::{World, start_on};
 use http::StatusCode;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_store::Store;
 use pilothouse_store::embedded::EmbeddedStore;
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const SECRETS: &str = "/api/v1/namespaces/default/secrets";

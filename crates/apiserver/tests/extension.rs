@@ -14,6 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apiserver::config::Config;
 use pilothouse_apiserver::outbound::{Target, tls};
 use pilothouse_apiserver::request::full;
@@ -21,7 +22,6 @@ use pilothouse_apiserver::server::{Server, open_store};
 use pilothouse_component_base::flags::{self, Flags};
 use pilothouse_component_base::signals::{Stop, Stopper};
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use serde_json::{Value, json};
 use tempfile::TempDir;
 
 const LIMIT: Duration = Duration::from_secs(30);

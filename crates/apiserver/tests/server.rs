@@ -10,8 +10,8 @@ use bytes::Bytes;
 use common::{LIMIT, start, start_on};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_store::embedded::EmbeddedStore;
-use serde_json::{Value, json};
 
 fn config_map(name: &str, labels: Value) -> Value {
     json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"name": name, "labels": labels}, "data": {"k": "v"}})

@@ -16,10 +16,10 @@ use bytes::Bytes;
 use common::{Api, LIMIT, World, start_on};
 use etcd::Etcd;
 use http::{Method, StatusCode};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
 use pilothouse_store::{Expect, Range, Store, prefix_end};
 use proto::{Message, THEN, fields, meta, uid};
-use serde_json::{Value, json};
 
 const TEN: &str = "2021-01-01T00:00:00Z";
 

@@ -5,7 +5,7 @@ mod common;
 
 use common::{Api, start};
 use http::{Method, StatusCode};
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 const PODS: &str = "/api/v1/namespaces/default/pods";
 const RBAC: &str = "/apis/rbac.authorization.k8s.io/v1";

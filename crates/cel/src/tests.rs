@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value as Json, json};
+use pilothouse_apimachinery::json::{Value as Json, json};
 
 use super::*;
 

@@ -6,8 +6,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 
 use jiff::{SignedDuration, Timestamp};
+use pilothouse_apimachinery::json::{Map, Value as Json};
 use pilothouse_apimachinery::quantity::Quantity;
-use serde_json::{Map, Value as Json};
 
 use crate::time;
 use crate::types::Type;
@@ -40,7 +40,7 @@ pub enum Value<'a> {
     /// A list of JSON, with the type of its items.
     JsonList(&'a [Json], Type),
     /// An object or map of JSON, with its type.
-    JsonMap(&'a Map<String, Json>, Type),
+    JsonMap(&'a Map, Type),
     /// A value that may be missing.
     Optional(Option<Arc<Value<'a>>>),
     /// A type.
@@ -318,7 +318,7 @@ impl<'a> Value<'a> {
             list if list.is_list() => {
                 let items: Result<Vec<Json>, String> =
                     list.items().unwrap_or_default().iter().map(Value::to_json).collect();
-                Json::Array(items?)
+                Json::Array(items?.into())
             }
             map => {
                 let mut out = Map::new();
@@ -333,7 +333,7 @@ impl<'a> Value<'a> {
 }
 
 /// A member by its name in expressions.
-fn json_member<'a>(map: &'a Map<String, Json>, type_: &Type, name: &str) -> Option<Value<'a>> {
+fn json_member<'a>(map: &'a Map, type_: &Type, name: &str) -> Option<Value<'a>> {
     match type_ {
         Type::Object(o) => {
             let field = o.fields.get(name)?;
@@ -344,7 +344,7 @@ fn json_member<'a>(map: &'a Map<String, Json>, type_: &Type, name: &str) -> Opti
 }
 
 /// A member by its name in JSON.
-fn json_member_raw<'a>(map: &'a Map<String, Json>, type_: &Type, name: &str) -> Option<Value<'a>> {
+fn json_member_raw<'a>(map: &'a Map, type_: &Type, name: &str) -> Option<Value<'a>> {
     let found = map.get(name)?;
     Some(match type_ {
         Type::Map(_, value) => Value::of_json(found, value),

@@ -12,7 +12,7 @@ pub type Labels = BTreeMap<String, String>;
 /// Compiles a label selector: none selects nothing, an empty one everything, a malformed one nothing.
 pub fn selector(selector: Option<&LabelSelector>) -> Selector {
     selector
-        .and_then(|s| serde_json::to_value(s).ok())
+        .and_then(|s| pilothouse_apimachinery::json::to_value(s).ok())
         .and_then(|v| Selector::from_label_selector(&v).ok())
         .unwrap_or_else(Selector::nothing)
 }

@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::time::Timestamp;
-use serde_json::{Map, Value, json};
 
 use super::set::Set;
 
@@ -118,17 +118,17 @@ impl Managed {
             .map(|(id, owned)| {
                 let mut entry = Map::new();
                 if !id.name.is_empty() {
-                    entry.insert("manager".into(), json!(id.name));
+                    entry.insert("manager", json!(id.name));
                 }
-                entry.insert("operation".into(), json!(id.operation.name()));
-                entry.insert("apiVersion".into(), json!(owned.api_version));
+                entry.insert("operation", json!(id.operation.name()));
+                entry.insert("apiVersion", json!(owned.api_version));
                 if let Some(time) = &owned.time {
-                    entry.insert("time".into(), json!(time));
+                    entry.insert("time", json!(time));
                 }
-                entry.insert("fieldsType".into(), json!("FieldsV1"));
-                entry.insert("fieldsV1".into(), owned.set.to_fields_v1());
+                entry.insert("fieldsType", json!("FieldsV1"));
+                entry.insert("fieldsV1", owned.set.to_fields_v1());
                 if !id.subresource.is_empty() {
-                    entry.insert("subresource".into(), json!(id.subresource));
+                    entry.insert("subresource", json!(id.subresource));
                 }
                 Value::Object(entry)
             })

@@ -8,9 +8,9 @@ use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use pilothouse_apimachinery::json;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::managed::{Managed, ManagerId, Operation, Owned};
 use super::path::{Path, show};

@@ -5,7 +5,7 @@ use std::cmp::Ordering;
 use std::fmt;
 
 use compact_str::CompactString;
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Text, Value};
 
 /// One step of a path.
 #[derive(Debug, Clone)]
@@ -36,7 +36,7 @@ impl PathElement {
             "f" => Ok(PathElement::Field(rest.into())),
             "v" => serde_json::from_str(rest).map(PathElement::Value).map_err(|e| e.to_string()),
             "k" => {
-                let keys: Map<String, Value> = serde_json::from_str(rest).map_err(|e| e.to_string())?;
+                let keys: Map = serde_json::from_str(rest).map_err(|e| e.to_string())?;
                 Ok(PathElement::key(keys.into_iter().map(|(name, value)| (name.into(), value)).collect()))
             }
             "i" => rest.parse().map(PathElement::Index).map_err(|_| format!("invalid index {rest:?}")),
@@ -159,7 +159,7 @@ pub fn compare(a: &Value, b: &Value) -> Ordering {
             .unwrap_or_else(|| x.len().cmp(&y.len())),
         (Value::Object(x), Value::Object(y)) => {
             // Both are in the order of their keys.
-            let entries = |(ka, va): (&String, &Value), (kb, vb): (&String, &Value)| {
+            let entries = |(ka, va): (&Text, &Value), (kb, vb): (&Text, &Value)| {
                 ka.cmp(kb).then_with(|| compare(va, vb))
             };
             x.iter()

@@ -1,6 +1,6 @@
 //! Sets of field paths, and their JSON form `FieldsV1`.
 
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Value};
 
 use super::path::{Path, PathElement};
 use super::types::Type;
@@ -221,7 +221,7 @@ impl Set {
     }
 
     /// The JSON form; `member` says whether what the set is below is a member itself.
-    fn fields(&self, member: bool) -> Map<String, Value> {
+    fn fields(&self, member: bool) -> Map {
         let empty = || Value::Object(Map::new());
         let itself = member.then(|| (".".to_string(), empty()));
         let members = self.members.iter().filter(|e| self.find(e).is_err()).map(|e| (e.serialize(), empty()));

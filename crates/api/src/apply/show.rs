@@ -1,12 +1,12 @@
 //! JSON values as Go prints them in messages, where they are held as `interface{}`.
 
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Value};
 
 /// Go's `%v`: `map[a:1 b:[x y]]`, `<nil>`.
 pub fn plain(value: &Value) -> String {
     match value {
         Value::Null => "<nil>".into(),
-        Value::String(s) => s.clone(),
+        Value::String(s) => s.to_string(),
         Value::Array(items) => format!("[{}]", items.iter().map(plain).collect::<Vec<_>>().join(" ")),
         Value::Object(map) => plain_map(map),
         other => other.to_string(),
@@ -14,7 +14,7 @@ pub fn plain(value: &Value) -> String {
 }
 
 /// Go's `%v` of a map, keys in order.
-pub fn plain_map(map: &Map<String, Value>) -> String {
+pub fn plain_map(map: &Map) -> String {
     let mut entries: Vec<_> = map.iter().collect();
     entries.sort_by_key(|(k, _)| k.as_str());
     format!("map[{}]", entries.iter().map(|(k, v)| format!("{k}:{}", plain(v))).collect::<Vec<_>>().join(" "))

@@ -1,5 +1,5 @@
+use pilothouse_apimachinery::json::{Value, json};
 use proptest::prelude::*;
-use serde_json::{Value, json};
 
 use super::managed::{Managed, manager_name};
 use super::manager::{FieldManager, parse};
@@ -46,7 +46,7 @@ fn update(fields: &FieldManager<'_>, live: &Value, mut new: Value, manager: &str
     let metadata = new["metadata"].as_object_mut().unwrap();
     metadata.remove("managedFields");
     if !entries.is_empty() {
-        metadata.insert("managedFields".into(), entries.into());
+        metadata.insert("managedFields", entries);
     }
     new
 }
@@ -97,7 +97,11 @@ fn recorded() {
                     assert_eq!(Value::from(status.message.as_str()), expect["message"], "{name}");
                     assert_eq!(Value::from(status.code), expect["code"], "{name}");
                     let causes = status.details.unwrap_or_default().causes;
-                    assert_eq!(serde_json::to_value(causes).unwrap(), expect["causes"], "{name}");
+                    assert_eq!(
+                        pilothouse_apimachinery::json::to_value(causes).unwrap(),
+                        expect["causes"],
+                        "{name}"
+                    );
                 }
             }
         });

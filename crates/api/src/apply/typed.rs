@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
 use compact_str::CompactString;
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Text, Value};
 
 use super::path::{Path, PathElement, equal};
 use super::set::Set;
@@ -179,7 +179,7 @@ fn collect(type_: Type<'_>, value: &Value, empty: bool) -> (Set, bool) {
         (Atom::Map { .. }, Value::Object(map)) => {
             for (key, item) in map {
                 let field = type_.field(key);
-                let element = PathElement::Field(key.into());
+                let element = PathElement::Field(key.clone());
                 let (below, end) = collect(field.unwrap_or_else(|| type_.element()), item, empty);
                 if !below.is_empty() {
                     children.push((element.clone(), below));
@@ -283,15 +283,15 @@ fn items(value: Option<&Value>) -> &[Value] {
     value.and_then(Value::as_array).map_or(&[], Vec::as_slice)
 }
 
-fn entries(value: Option<&Value>) -> Option<&Map<String, Value>> {
+fn entries(value: Option<&Value>) -> Option<&Map> {
     value.and_then(Value::as_object).filter(|m| !m.is_empty())
 }
 
 /// The entries of two maps by their keys, in order.
 fn both<'v>(
-    old: Option<&'v Map<String, Value>>,
-    new: Option<&'v Map<String, Value>>,
-    mut each: impl FnMut(&'v str, Option<&'v Value>, Option<&'v Value>),
+    old: Option<&'v Map>,
+    new: Option<&'v Map>,
+    mut each: impl FnMut(&'v Text, Option<&'v Value>, Option<&'v Value>),
 ) {
     let mut old = old.into_iter().flatten().peekable();
     let mut new = new.into_iter().flatten().peekable();
@@ -354,7 +354,7 @@ fn differ_as(atom: Atom, type_: Type<'_>, old: Option<&Value>, new: Option<&Valu
             }
             both(old_map, new_map, |key, old, new| {
                 let field = type_.field(key).unwrap_or_else(|| type_.element());
-                parts.add(|| PathElement::Field(key.into()), differ(field, old, new));
+                parts.add(|| PathElement::Field(key.clone()), differ(field, old, new));
             });
         }
     }
@@ -404,7 +404,7 @@ fn overlay(type_: Type<'_>, live: Option<&Value>, config: Option<&Value>) -> Opt
                 out.extend(merged);
             }
             out.extend(rest.into_iter().map(|(_, item)| item.clone()));
-            Some(Value::Array(out))
+            Some(Value::Array(out.into()))
         }
         _ => Some(new.clone()),
     }
@@ -428,12 +428,12 @@ pub fn remove(type_: Type<'_>, value: &Value, paths: &Set) -> Value {
                     })
                 })
                 .collect();
-            if kept.is_empty() { Value::Null } else { Value::Array(kept) }
+            if kept.is_empty() { Value::Null } else { Value::Array(kept.into()) }
         }
         (Atom::Map { atomic: false, .. }, Value::Object(map)) if !map.is_empty() => {
             let mut kept = Map::new();
             for (key, item) in map {
-                let element = PathElement::Field(key.into());
+                let element = PathElement::Field(key.clone());
                 if paths.has_member(&element) {
                     continue;
                 }

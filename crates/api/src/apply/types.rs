@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::catalogue::{self, Catalogue, Field, Form, Shape, TypeId};
 use crate::crd::schema::Schema;

@@ -5,10 +5,10 @@ use std::sync::Arc;
 
 use pilothouse_apimachinery::field::{self, ErrorList, ErrorType, Path};
 use pilothouse_apimachinery::json::{self, bool_at, get, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::time;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::jsonpath::JsonPath;
 use super::rules::Validator;

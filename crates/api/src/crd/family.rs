@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::custom::{self, CustomVersion};
 use super::prune;

@@ -1,6 +1,6 @@
 //! The JSONPath of printer columns: fields, indices, wildcards and filters by equality.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 #[derive(Debug, Clone, PartialEq)]
 enum Step {

@@ -1,7 +1,7 @@
 //! The rules of `x-kubernetes-list-type`: items of sets and keys of maps stand once.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Value};
 
 use super::schema::Schema;
 use super::validate::show_value;
@@ -16,7 +16,7 @@ pub fn validate(path: &Path, schema: &Schema, value: &Value) -> ErrorList {
                 if let Some(additional) = schema.additional_schema() {
                     errors.extend(validate(&path.key(key), additional, item));
                 }
-                if let Some(property) = schema.properties.get(key) {
+                if let Some(property) = schema.properties.get(key.as_str()) {
                     errors.extend(validate(&path.child(key), property, item));
                 }
             }
@@ -59,7 +59,7 @@ fn map_items(path: &Path, schema: &Schema, items: &[Value]) -> ErrorList {
         .iter()
         .map(|item| {
             let keys = schema.list_map_keys.iter().filter_map(|k| Some((k.clone(), item.get(k)?.clone())));
-            Value::Object(keys.collect::<Map<_, _>>())
+            Value::Object(keys.collect::<Map>())
         })
         .collect();
     duplicates(path, &keys)

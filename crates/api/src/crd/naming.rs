@@ -5,7 +5,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::json::{self, get, list_at, str_at};
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 /// Sets a condition: replaces the one of its type. The time of the last transition changes with the status only.
 pub fn set_condition(crd: &mut Value, mut condition: Value, now: &str) {

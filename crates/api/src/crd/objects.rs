@@ -1,8 +1,8 @@
 //! Objects inside of custom resources (`x-kubernetes-embedded-resource`): their `apiVersion`, `kind` and `metadata`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::names;
-use serde_json::{Map, Value};
 
 use super::schema::Schema;
 use super::validate::show_value;
@@ -16,7 +16,7 @@ pub fn validate(path: &Path, schema: &Schema, value: &Value) -> ErrorList {
                 errors.extend(resource(path, map));
             }
             for (key, item) in map {
-                if let Some(property) = schema.properties.get(key) {
+                if let Some(property) = schema.properties.get(key.as_str()) {
                     errors.extend(validate(&path.child(key), property, item));
                 } else if let Some(additional) = schema.additional_schema() {
                     errors.extend(validate(&path.key(key), additional, item));
@@ -35,7 +35,7 @@ pub fn validate(path: &Path, schema: &Schema, value: &Value) -> ErrorList {
     errors
 }
 
-fn resource(path: &Path, map: &Map<String, Value>) -> ErrorList {
+fn resource(path: &Path, map: &Map) -> ErrorList {
     let mut errors = ErrorList::new();
     for name in ["apiVersion", "kind"] {
         let at = path.child(name);

@@ -1,6 +1,6 @@
 //! Pruning of fields that a schema does not have, defaulting, and removal of nulls that may not be.
 
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Value};
 
 use super::schema::{Additional, Schema};
 
@@ -27,11 +27,11 @@ fn prune_known(value: &mut Value, schema: &Schema) {
             let meta = |key: &str| schema.embedded_resource && RESOURCE_FIELDS.contains(&key);
             map.retain(|key, _| {
                 meta(key)
-                    || schema.properties.contains_key(key)
+                    || schema.properties.contains_key(key.as_str())
                     || !matches!(schema.additional, Additional::Unset)
             });
             for (key, item) in map.iter_mut().filter(|(key, _)| !meta(key)) {
-                match (schema.properties.get(key), &schema.additional) {
+                match (schema.properties.get(key.as_str()), &schema.additional) {
                     (Some(property), _) => prune_known(item, property),
                     (None, Additional::Schema(additional)) => prune_known(item, additional),
                     // `additionalProperties: true` says nothing of what is in the values: all of it goes.
@@ -60,7 +60,7 @@ fn keep_known(value: &mut Value, schema: &Schema) {
                 if schema.embedded_resource && RESOURCE_FIELDS.contains(&key.as_str()) {
                     continue;
                 }
-                if let Some(property) = schema.properties.get(key) {
+                if let Some(property) = schema.properties.get(key.as_str()) {
                     prune_known(item, property);
                 } else if let Additional::Schema(additional) = &schema.additional {
                     prune_known(item, additional);
@@ -85,11 +85,11 @@ pub fn drop_nulls(value: &mut Value, schema: &Schema) {
     match value {
         Value::Object(map) => {
             map.retain(|key, item| {
-                let property = schema.properties.get(key).or(schema.additional_schema());
+                let property = schema.properties.get(key.as_str()).or(schema.additional_schema());
                 !(is_bad_null(item, property) && property.is_some_and(|p| p.default.is_none()))
             });
             for (key, item) in map.iter_mut() {
-                if let Some(property) = schema.properties.get(key).or(schema.additional_schema()) {
+                if let Some(property) = schema.properties.get(key.as_str()).or(schema.additional_schema()) {
                     drop_nulls(item, property);
                 }
             }
@@ -132,9 +132,9 @@ pub fn set_defaults(value: &mut Value, schema: &Schema) {
     }
 }
 
-fn default_items(map: &mut Map<String, Value>, schema: &Schema) {
+fn default_items(map: &mut Map, schema: &Schema) {
     for (key, item) in map {
-        if let Some(property) = schema.properties.get(key) {
+        if let Some(property) = schema.properties.get(key.as_str()) {
             set_defaults(item, property);
         } else if let Some(additional) = schema.additional_schema() {
             if is_bad_null(item, Some(additional))

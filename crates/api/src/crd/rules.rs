@@ -6,9 +6,9 @@ use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, ErrorType, Path};
 use pilothouse_apimachinery::go;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, list_at, str_at};
 use pilothouse_cel::{Bindings, Budget, Nobody, PER_CALL_LIMIT, Program, Type, Value as Cel};
-use serde_json::Value;
 
 use super::schema::{Additional, Schema};
 use super::structural::map_at;
@@ -173,7 +173,7 @@ impl Validator {
         let type_ = type_of(node, resource, name).unwrap_or(Type::Dyn);
         let mut properties = BTreeMap::new();
         for (key, below) in &rules.properties {
-            let Some(own) = node.properties.get(key) else { continue };
+            let Some(own) = node.properties.get(key.as_str()) else { continue };
             let found = Self::build(below, own, own.embedded_resource, &format!("{name}.{key}"));
             properties.extend(found.map(|v| (key.clone(), v)));
         }
@@ -256,7 +256,7 @@ impl Validator {
                     if let Some(below) = &self.additional {
                         below.visit(&path.key(key), item, before, state(item, before), run);
                     }
-                    if let Some(below) = self.properties.get(key) {
+                    if let Some(below) = self.properties.get(key.as_str()) {
                         below.visit(&path.child(key), item, before, state(item, before), run);
                     }
                 }
@@ -531,7 +531,7 @@ fn check_node(schema: &Value, parsed: &Schema, path: &Path, place: &Place, error
         name: format!("{}.{name}", place.name),
     };
     for (name, property) in map_at(schema, "properties") {
-        if let Some(own) = parsed.properties.get(name) {
+        if let Some(own) = parsed.properties.get(name.as_str()) {
             let next = below(name, place.uncorrelatable.clone());
             check_node(property, own, &path.child("properties").key(name), &next, errors);
         }
@@ -601,7 +601,7 @@ fn form(rule: &Rule, schema: &Schema, at: &Path, errors: &mut ErrorList) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

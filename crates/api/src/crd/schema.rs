@@ -2,9 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{bool_at, get, str_at};
 use regex::Regex;
-use serde_json::Value;
 
 use super::rules::Rule;
 
@@ -166,7 +166,7 @@ impl Schema {
             properties: value
                 .get("properties")
                 .and_then(Value::as_object)
-                .map(|m| m.iter().map(|(k, v)| (k.clone(), below(v))).collect())
+                .map(|m| m.iter().map(|(k, v)| (k.to_string(), below(v))).collect())
                 .unwrap_or_default(),
             additional: match get(value, &["additionalProperties"]) {
                 Value::Null => Additional::Unset,

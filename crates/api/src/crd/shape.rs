@@ -4,9 +4,9 @@
 //! The schema is taken apart into nodes, each with its place, and every node is held against the rules of its place.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
 use regex::Regex;
-use serde_json::{Value, json};
 
 use super::structural::{is_set, map_at, wrong_type};
 use crate::apply::path::equal;

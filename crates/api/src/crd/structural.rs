@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::go;
+use pilothouse_apimachinery::json::{Text, Value};
 use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
-use serde_json::Value;
 
 use super::schema::Schema;
 pub use super::shape::violations;
@@ -61,7 +61,7 @@ const ROOT_FIELDS: &[&str] = &[
 ];
 const ROOT_FIELDS_IN_GO: &str = "[Description Type Format Title Maximum ExclusiveMaximum Minimum ExclusiveMinimum MaxLength MinLength Pattern MaxItems MinItems UniqueItems MultipleOf Required Items Properties ExternalDocs Example XPreserveUnknownFields]";
 
-pub(super) fn map_at<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = (&'v String, &'v Value)> {
+pub(super) fn map_at<'v>(value: &'v Value, name: &str) -> impl Iterator<Item = (&'v Text, &'v Value)> {
     value.get(name).and_then(Value::as_object).into_iter().flatten()
 }
 

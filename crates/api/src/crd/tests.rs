@@ -1,5 +1,5 @@
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::version::{NEWEST, Release};
-use serde_json::{Value, json};
 
 use super::jsonpath::JsonPath;
 use super::{CustomVersion, formats, naming, resources};

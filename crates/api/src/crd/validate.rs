@@ -3,7 +3,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, ErrorType, Path};
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Value};
 
 use super::formats;
 use super::schema::{Additional, Schema};
@@ -292,7 +292,7 @@ impl Validator<'_> {
         out
     }
 
-    fn object(&self, path: &str, schema: &Schema, map: &Map<String, Value>) -> Findings {
+    fn object(&self, path: &str, schema: &Schema, map: &Map) -> Findings {
         let mut out = Findings { checks: 1, ..Findings::default() };
         let count = i64::try_from(map.len()).unwrap_or(i64::MAX);
         if let Some(min) = schema.min_properties.filter(|min| count < *min) {
@@ -313,7 +313,7 @@ impl Validator<'_> {
         }
         let at = |key: &str| if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
         for (key, value) in map {
-            match (schema.properties.get(key), &schema.additional) {
+            match (schema.properties.get(key.as_str()), &schema.additional) {
                 (Some(property), _) => out.merge(self.value(&at(key), property, value)),
                 (None, Additional::Schema(additional)) => out.merge(self.value(&at(key), additional, value)),
                 (None, Additional::Allowed(false)) => {

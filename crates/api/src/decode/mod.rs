@@ -13,15 +13,16 @@ pub use syntax::fault as json_fault;
 pub use yaml::{yaml, yaml_of};
 
 use std::cell::RefCell;
+use std::collections::HashSet;
 use std::fmt;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use pilothouse_apimachinery::json::{Map, Name, Number, Text, Value};
 use pilothouse_apimachinery::quantity::Quantity;
 use pilothouse_apimachinery::time::{Timestamp, format_duration, parse_duration};
 use serde::Deserialize;
 use serde::de::{DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
-use serde_json::{Map, Number, Value};
 
 use crate::catalogue::{Catalogue, Element, Field, Form, Scalar, Shape, Type};
 use crate::schema::Schema;
@@ -154,7 +155,7 @@ fn empty(catalogue: &Catalogue, shape: Shape) -> Value {
         Shape::Struct(id) => empty_struct(catalogue, catalogue.get(id)),
         Shape::List(_) | Shape::Map(_) => Value::Null,
         Shape::Scalar(s) => match s {
-            Scalar::String => Value::String(String::new()),
+            Scalar::String => Value::String(Text::default()),
             Scalar::Bool => Value::Bool(false),
             Scalar::Int32 | Scalar::Int64 | Scalar::IntOrString | Scalar::Double => Value::from(0),
             Scalar::Quantity => Value::from("0"),
@@ -173,7 +174,10 @@ fn empty(catalogue: &Catalogue, shape: Shape) -> Value {
 pub(crate) fn empty_struct(catalogue: &Catalogue, type_: &Type) -> Value {
     match type_.form {
         Form::Object => Value::Object(
-            type_.always_present().map(|(_, f)| (f.json.to_string(), empty_field(catalogue, f))).collect(),
+            type_
+                .always_present()
+                .map(|(_, f)| (Text::const_new(f.json), empty_field(catalogue, f)))
+                .collect(),
         ),
         Form::OrBool => Value::Bool(false),
         Form::OrArray | Form::OrStringArray => Value::Null,
@@ -260,7 +264,7 @@ impl Seed<'_> {
     fn text<E: serde::de::Error>(&self, s: &str) -> Result<Option<Value>, E> {
         let Shape::Scalar(scalar) = self.shape else { return Err(self.wrong("string")) };
         let value = match scalar {
-            Scalar::String | Scalar::IntOrString => s.to_string(),
+            Scalar::String | Scalar::IntOrString => return Ok(Some(s.into())),
             Scalar::Quantity => return self.quantity(s),
             Scalar::Time => match Timestamp::parse(s) {
                 Ok(t) if t.is_zero() => return Ok(Some(Value::Null)),
@@ -297,7 +301,7 @@ impl Seed<'_> {
             }
             _ => return Err(self.wrong("string")),
         };
-        Ok(Some(Value::String(value)))
+        Ok(Some(Value::String(value.into())))
     }
 
     /// Decodes an item of a list or a value of a map.
@@ -309,6 +313,17 @@ impl Seed<'_> {
     ) -> Result<E::Found, E::Error> {
         let path = self.path.child(step);
         next.next(Seed { context: self.context, shape: element.into(), owner: self.owner, path: &path })
+    }
+
+    /// Notes names that a map has more than once.
+    fn note_duplicates(&self, members: &[(Text, Value)]) {
+        let mut seen = HashSet::with_capacity(members.len());
+        for (name, _) in members {
+            if !seen.insert(name) {
+                let path = self.path.child(Step::Name(name)).text(true);
+                self.context.faults.borrow_mut().push(format!("duplicate field {path:?}"));
+            }
+        }
     }
 
     fn object<'de, A: MapAccess<'de>>(&self, type_: &'static Type, mut map: A) -> Result<Value, A::Error> {
@@ -335,11 +350,11 @@ impl Seed<'_> {
             let seed = Seed { context, shape: field.shape, owner: Some(type_), path: &path };
             match map.next_value_seed(seed)? {
                 Some(value) if !field.omitempty || field.pointer || !is_empty_scalar(&value) => {
-                    object.insert(field.json.to_string(), value);
+                    object.insert(Text::const_new(field.json), value);
                 }
                 // A zero time, kept as `null` where the field is always there.
                 Some(_) if field.always_present() => {
-                    object.insert(field.json.to_string(), empty_field(context.catalogue, field));
+                    object.insert(Text::const_new(field.json), empty_field(context.catalogue, field));
                 }
                 _ => {
                     object.remove(field.json);
@@ -348,7 +363,7 @@ impl Seed<'_> {
         }
         for (index, field) in type_.always_present() {
             if seen & (1u128 << (index & 127)) == 0 || !object.contains_key(field.json) {
-                object.insert(field.json.to_string(), empty_field(context.catalogue, field));
+                object.insert(Text::const_new(field.json), empty_field(context.catalogue, field));
             }
         }
         Ok(Value::Object(object))
@@ -416,7 +431,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
 
     fn visit_string<E: serde::de::Error>(self, s: String) -> Result<Option<Value>, E> {
         match self.shape {
-            Shape::Scalar(Scalar::String) => Ok(Some(Value::String(s))),
+            Shape::Scalar(Scalar::String) => Ok(Some(Value::String(s.into()))),
             _ => self.text(&s),
         }
     }
@@ -450,7 +465,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
         while let Some(item) = self.element(element, Step::Index(items.len()), InSequence(&mut seq))? {
             items.push(item.unwrap_or_else(|| empty(self.context.catalogue, element.into())));
         }
-        Ok(Some(Value::Array(items)))
+        Ok(Some(Value::Array(items.into())))
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Option<Value>, A::Error> {
@@ -467,8 +482,9 @@ impl<'de> Visitor<'de> for Seed<'_> {
             }
             Shape::Map(element) => {
                 let resources = element == Element::Scalar(Scalar::Quantity);
-                let mut object = Map::new();
-                while let Some(key) = map.next_key::<String>()? {
+                let mut members: Vec<(Text, Value)> = Vec::new();
+                let mut sorted = true;
+                while let Some(Name(key)) = map.next_key()? {
                     let value = self.element(element, Step::Name(&key), InMap(&mut map))?;
                     let mut value = value.unwrap_or_else(|| match element {
                         // Bytes come back from the store empty, not absent.
@@ -478,15 +494,15 @@ impl<'de> Visitor<'de> for Seed<'_> {
                     if resources {
                         let text =
                             resource_quantity(value.as_str().unwrap_or("0")).map_err(A::Error::custom)?;
-                        value = Value::String(text);
+                        value = Value::String(text.into());
                     }
-                    if object.contains_key(&key) {
-                        let path = self.path.child(Step::Name(&key)).text(true);
-                        self.context.faults.borrow_mut().push(format!("duplicate field {path:?}"));
-                    }
-                    object.insert(key, value);
+                    sorted &= members.last().is_none_or(|(last, _)| *last < key);
+                    members.push((key, value));
                 }
-                Ok(Some(Value::Object(object)))
+                if !sorted {
+                    self.note_duplicates(&members);
+                }
+                Ok(Some(Value::Object(members.into_iter().collect())))
             }
             _ => Err(self.wrong("object")),
         }
@@ -544,8 +560,8 @@ impl Visitor<'_> for FieldName {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::{NEWEST, Release};
-    use serde_json::json;
 
     use super::*;
 

@@ -3,10 +3,10 @@
 use std::borrow::Cow;
 
 use pilothouse_apimachinery::go;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::version::Release;
 use serde::Deserialize;
-use serde_json::Value;
 
 use super::{Decoded, syntax};
 use crate::catalogue::{Catalogue, package};
@@ -183,7 +183,7 @@ pub fn unreadable(expected: &Expected<'_>, body: &[u8], why: &str) -> Status {
 fn complete(expected: &Expected<'_>, mut decoded: Decoded) -> Decoded {
     set_api_version(&mut decoded.object, &expected.api_version());
     if let Some(map) = decoded.object.as_object_mut() {
-        map.insert("kind".into(), Value::from(expected.kind));
+        map.insert("kind", Value::from(expected.kind));
     }
     decoded
 }
@@ -288,7 +288,7 @@ pub fn decode_meta(release: Release, kind: &str, body: &[u8], media: Media) -> R
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

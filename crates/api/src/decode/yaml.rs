@@ -2,11 +2,11 @@
 
 use std::fmt;
 
+use pilothouse_apimachinery::json::{Number, Value};
 use pilothouse_apimachinery::version::Release;
 use saphyr_parser::Event;
 use serde::Deserialize;
 use serde::de::{Deserializer, EnumAccess, IgnoredAny, MapAccess, SeqAccess, VariantAccess, Visitor};
-use serde_json::{Map, Number, Value};
 
 /// Reads YAML (and so JSON) as a JSON value. A key that stands twice is a fault.
 pub fn yaml(text: &[u8]) -> Result<Value, String> {
@@ -114,16 +114,16 @@ impl<'de> Visitor<'de> for YamlVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut members: A) -> Result<Value, A::Error> {
-        let mut out = Map::new();
+        let mut out = Vec::new();
         while let Some((Yaml(key), Yaml(value))) = members.next_entry()? {
             let key = match key {
                 Value::String(text) => text,
-                Value::Bool(_) | Value::Number(_) => key.to_string(),
+                Value::Bool(_) | Value::Number(_) => key.to_string().into(),
                 _ => "null".into(),
             };
-            out.insert(key, value);
+            out.push((key, value));
         }
-        Ok(out.into())
+        Ok(out.into_iter().collect())
     }
 
     fn visit_enum<A: EnumAccess<'de>>(self, tagged: A) -> Result<Value, A::Error> {
@@ -134,7 +134,7 @@ impl<'de> Visitor<'de> for YamlVisitor {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

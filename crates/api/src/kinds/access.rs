@@ -1,6 +1,6 @@
 //! Short reads of one field of an object, with Go's zero value where it is absent.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 /// Whether two values mean the same to Kubernetes: absent, `null`, and empty lists and maps are alike.
 pub(crate) use crate::meta::semantically_equal as same;

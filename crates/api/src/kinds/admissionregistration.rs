@@ -5,8 +5,8 @@ pub mod expressions;
 mod policy;
 mod webhook;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::list_at;
-use serde_json::Value;
 
 use super::columns::{AGE, NAME, text};
 use super::{Column, Kind, RowContext, Version};

@@ -4,7 +4,7 @@ mod convert;
 mod validate;
 
 use pilothouse_apimachinery::json::{self, get, list_at, str_at};
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use super::{Context, Kind, STATUS, Version};
 

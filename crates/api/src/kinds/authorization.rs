@@ -1,8 +1,8 @@
 //! Reviews of `authorization.k8s.io`: who may do what? Only ever posted, never stored.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, has, list_at, map_at, str_at};
-use serde_json::Value;
 
 use super::{Kind, Version};
 
@@ -67,7 +67,7 @@ fn rename(review: &mut Value, from: &str, to: &str) {
     if let Some(spec) = review.get_mut("spec").and_then(Value::as_object_mut)
         && let Some(value) = spec.remove(from)
     {
-        spec.insert(to.into(), value);
+        spec.insert(to, value);
     }
 }
 
@@ -151,7 +151,7 @@ fn local_faults(review: &Value) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

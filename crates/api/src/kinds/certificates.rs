@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{copy, get, has, list_at, list_mut, remove, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::time::Timestamp;
-use serde_json::{Value, json};
 
 use super::checks::strings;
 use super::columns::{AGE, NAME, text};

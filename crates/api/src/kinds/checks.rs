@@ -1,9 +1,9 @@
 //! Checks that several kinds need.
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, list_at, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 /// Text of the error of a field that must not change.
 pub const IMMUTABLE: &str = "field is immutable";
@@ -112,7 +112,7 @@ pub fn node_name(name: &str, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -1,9 +1,9 @@
 //! `Lease`, by which leaders and nodes show that they are alive, and `LeaseCandidate`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{i64_at, str_at};
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use super::columns::{AGE, NAME, text};
 use super::{Context, Kind, RowContext, Version};
@@ -71,8 +71,8 @@ fn candidate_faults(candidate: &Value, _context: &Context) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::NEWEST;
-    use serde_json::json;
 
     use super::*;
 

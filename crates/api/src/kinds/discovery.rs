@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::json::{
     get, has, i64_at, list_at, list_mut, map_at, remove, set, set_default, str_at,
 };
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Map, Value};
 
 use super::checks::{immutable_at, invalid_each, node_name, strings};
 use super::columns::{AGE, NAME, text};
@@ -267,8 +267,8 @@ fn first_three(all: Vec<String>) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::NEWEST;
-    use serde_json::json;
 
     use super::*;
 

@@ -1,10 +1,10 @@
 //! `Event`: one kind in two groups, core and `events.k8s.io`, whose fields differ in name.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, get_i64, has, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use super::checks::invalid_each;
 use super::columns::{NAME, text, wide};
@@ -89,7 +89,7 @@ fn rename(event: &mut Value, direction: fn((&'static str, &'static str)) -> (&'s
     for pair in RENAMED {
         let (from, to) = direction(*pair);
         if let Some(value) = fields.remove(from) {
-            fields.insert(to.into(), value);
+            fields.insert(to, value);
         }
     }
 }
@@ -317,8 +317,8 @@ fn row(event: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::NEWEST;
-    use serde_json::json;
 
     use super::*;
 

@@ -4,10 +4,10 @@ mod ingress;
 mod network_policy;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{copy, get, has, list_at, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::checks::{immutable_at, invalid_each, strings};
 use super::columns::{AGE, NAME, text};

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, has, list_at, map_at, remove, set, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::checks::{immutable_at, invalid_each};
 use super::columns::{AGE, NAME, text};
@@ -106,7 +106,7 @@ fn toleration_faults(class: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! Checks of numbers, and of numbers or percentages, that workloads share.
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::{go, names};
-use serde_json::Value;
 
 use super::access::{number, optional};
 
@@ -67,7 +67,7 @@ pub(crate) fn at_most_100_percent(v: &Value, path: &Path) -> Option<Error> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

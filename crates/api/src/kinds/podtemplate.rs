@@ -1,7 +1,7 @@
 //! `PodTemplate`: a template by itself.
 
 use pilothouse_apimachinery::field::Path;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::access::part;
 use super::columns::{NAME, text as column};

@@ -1,10 +1,10 @@
 //! Roles and bindings of `rbac.authorization.k8s.io`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{ensure_object, get, has, list_at, list_mut, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
-use serde_json::Value;
 
 use super::checks::invalid_each;
 use super::columns::{AGE, NAME, text, wide};
@@ -273,8 +273,8 @@ fn binding_row(binding: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! `ReplicationController`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::Selector;
-use serde_json::{Value, json};
 
 use super::access::{default_to, is_empty, number, part, put};
 use super::columns::{AGE, NAME, integer, wide};

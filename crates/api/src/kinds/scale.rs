@@ -2,9 +2,9 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::Selector;
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use super::access::{number, part, put, text};
 use super::numbers::NEGATIVE;

@@ -1,8 +1,8 @@
 //! `PriorityClass`, and groups of pods that are scheduled together.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{bool_at, get, get_i64, set_default, str_at};
-use serde_json::Value;
 
 use super::checks::immutable_at;
 use super::columns::{AGE, NAME, boolean, integer};
@@ -115,8 +115,8 @@ fn faults(class: &Value) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

@@ -4,9 +4,9 @@ mod class;
 mod csi;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{bool_at, copy, get, has, set, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::{Value, json};
 
 use super::checks::{invalid_each, node_name};
 use super::columns::{AGE, NAME, boolean, text};

@@ -1,6 +1,6 @@
 //! The definitions of custom resources, from the schemas of their CustomResourceDefinitions.
 
-use serde_json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Value, json};
 
 use super::definitions::{Flavor, meta_name};
 use crate::crd::CustomVersion;
@@ -46,7 +46,7 @@ pub(super) fn definitions(custom: &CustomVersion, flavor: Flavor) -> [(String, V
             let properties = map.entry("properties").or_insert_with(|| json!({}));
             add_resource_fields(properties, flavor, "ObjectMeta");
         }
-        map.insert("x-kubernetes-group-version-kind".into(), gvk(&custom.kind));
+        map.insert("x-kubernetes-group-version-kind", gvk(&custom.kind));
     }
     let items = format!("List of {}. More info: {CONVENTIONS}", custom.plural);
     let mut list_properties =
@@ -66,11 +66,11 @@ pub(super) fn definitions(custom: &CustomVersion, flavor: Flavor) -> [(String, V
 fn add_resource_fields(properties: &mut Value, flavor: Flavor, metadata: &str) {
     if let Value::Object(map) = properties {
         for name in ["apiVersion", "kind"] {
-            map.insert(name.into(), json!({"type": "string", "description": description(name)}));
+            map.insert(name, json!({"type": "string", "description": description(name)}));
         }
         let mut reference = flavor.reference(&meta_name(metadata));
         reference["description"] = description(metadata).into();
-        map.insert("metadata".into(), reference);
+        map.insert("metadata", reference);
     }
 }
 
@@ -90,7 +90,7 @@ fn to_v2(schema: &Value) -> Value {
             "type" | "properties" | "items" | "additionalProperties" | "required" if vague => {}
             "properties" => {
                 let properties = value.as_object().into_iter().flatten();
-                let converted: Map<String, Value> = properties.map(|(k, v)| (k.clone(), to_v2(v))).collect();
+                let converted: Map = properties.map(|(k, v)| (k.clone(), to_v2(v))).collect();
                 out.insert(name.clone(), Value::Object(converted));
             }
             "items" | "additionalProperties" if value.is_object() => {

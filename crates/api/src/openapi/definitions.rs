@@ -2,8 +2,8 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Map, Value, json};
 
 use super::{Resource, custom};
 use crate::apply::types::{ListType, is_atomic_struct, list_ownership};
@@ -66,7 +66,7 @@ pub(super) struct Definitions {
 }
 
 /// All definitions that the resources need.
-pub(super) fn collect(release: Release, flavor: Flavor, resources: &[&Resource]) -> Map<String, Value> {
+pub(super) fn collect(release: Release, flavor: Flavor, resources: &[&Resource]) -> Map {
     let mut definitions = Definitions {
         catalogue: Catalogue::of(release),
         flavor,
@@ -153,7 +153,7 @@ impl Definitions {
         }
     }
 
-    fn run(mut self) -> Map<String, Value> {
+    fn run(mut self) -> Map {
         while let Some(name) = self.wanted.pop_first() {
             if self.done.contains_key(&name) {
                 continue;
@@ -166,7 +166,7 @@ impl Definitions {
                 json!({"type": "object"})
             };
             if let (Some(kinds), Value::Object(map)) = (self.kinds.get(&name), &mut definition) {
-                map.insert("x-kubernetes-group-version-kind".into(), Value::Array(kinds.clone()));
+                map.insert("x-kubernetes-group-version-kind", Value::Array(kinds.clone().into()));
             }
             self.done.insert(name, definition);
         }
@@ -184,19 +184,19 @@ impl Definitions {
             if !field.optional && !field.type_meta {
                 required.push(Value::from(field.json));
             }
-            properties.insert(field.json.into(), self.field(type_, field));
+            properties.insert(field.json, self.field(type_, field));
         }
         let mut out = json!({"type": "object"});
         if let Value::Object(map) = &mut out {
             if !properties.is_empty() {
-                map.insert("properties".into(), Value::Object(properties));
+                map.insert("properties", Value::Object(properties));
             }
             if !required.is_empty() {
                 required.sort_by(|a, b| a.as_str().cmp(&b.as_str()));
-                map.insert("required".into(), Value::Array(required));
+                map.insert("required", Value::Array(required.into()));
             }
             if is_atomic_struct(self.catalogue.release(), type_.full_name) {
-                map.insert("x-kubernetes-map-type".into(), json!("atomic"));
+                map.insert("x-kubernetes-map-type", json!("atomic"));
             }
         }
         out
@@ -207,10 +207,10 @@ impl Definitions {
         let Value::Object(map) = &mut out else { return out };
         if let Shape::List(_) = field.shape {
             if !field.patch_strategy.is_empty() {
-                map.insert("x-kubernetes-patch-strategy".into(), json!(field.patch_strategy));
+                map.insert("x-kubernetes-patch-strategy", json!(field.patch_strategy));
             }
             if !field.patch_merge_key.is_empty() {
-                map.insert("x-kubernetes-patch-merge-key".into(), json!(field.patch_merge_key));
+                map.insert("x-kubernetes-patch-merge-key", json!(field.patch_merge_key));
             }
             let (ownership, keys) = list_ownership(self.catalogue.release(), owner.full_name, field);
             // Where the type does not say it, patch strategy does.
@@ -220,17 +220,17 @@ impl Definitions {
                     ListType::Set => "set",
                     ListType::Map => "map",
                 };
-                map.insert("x-kubernetes-list-type".into(), json!(name));
+                map.insert("x-kubernetes-list-type", json!(name));
                 if ownership == ListType::Map {
-                    map.insert("x-kubernetes-list-map-keys".into(), json!(keys));
+                    map.insert("x-kubernetes-list-map-keys", json!(keys));
                 }
             }
         } else if !field.patch_strategy.is_empty() && self.flavor == Flavor::V2 {
-            map.insert("x-kubernetes-patch-strategy".into(), json!(field.patch_strategy));
+            map.insert("x-kubernetes-patch-strategy", json!(field.patch_strategy));
         }
         let atomic_map = field.atomic && matches!(field.shape, Shape::Map(_));
         if atomic_map && self.catalogue.release() != Release::V1_20 {
-            map.insert("x-kubernetes-map-type".into(), json!("atomic"));
+            map.insert("x-kubernetes-map-type", json!("atomic"));
         }
         out
     }

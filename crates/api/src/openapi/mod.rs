@@ -14,8 +14,8 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::crd::CustomVersion;
@@ -141,15 +141,15 @@ impl Documents {
 
     /// `/openapi/v3`: where the documents of the groups and versions are.
     pub fn v3_index(&self) -> Bytes {
-        let paths: serde_json::Map<String, Value> = self
+        let paths: pilothouse_apimachinery::json::Map = self
             .v3_all()
             .iter()
             .map(|(path, document)| {
                 let url = format!("/openapi/v3/{path}?hash={}", etag(document));
-                (path.clone(), serde_json::json!({"serverRelativeURL": url}))
+                (path.clone(), pilothouse_apimachinery::json::json!({"serverRelativeURL": url}))
             })
             .collect();
-        Bytes::from(serde_json::json!({"paths": paths}).to_string())
+        Bytes::from(pilothouse_apimachinery::json::json!({"paths": paths}).to_string())
     }
 
     /// `/openapi/v3/<path>`, such as `api/v1` or `apis/apps/v1`.

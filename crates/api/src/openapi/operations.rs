@@ -1,6 +1,6 @@
 //! The operations on resources, apart from how a version of OpenAPI writes them.
 
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use super::definitions::{PATCH, kind_name, list_name_of, meta_name, name_of};
 use super::{Resource, Subresource};

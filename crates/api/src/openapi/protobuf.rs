@@ -1,6 +1,6 @@
 //! The protobuf form of a Swagger 2.0 document: `openapi.v2.Document` of gnostic, by its field numbers.
 
-use serde_json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Value};
 
 /// A message being written.
 #[derive(Default)]
@@ -73,7 +73,7 @@ impl Message {
 
     /// `x-…` fields.
     fn extensions(&mut self, number: u32, map: &Value) {
-        let extensions: Map<String, Value> = map
+        let extensions: Map = map
             .as_object()
             .into_iter()
             .flatten()

@@ -1,7 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::version::{NEWEST, Release};
-use serde_json::{Value, json};
 
 use super::{Documents, etag, protobuf};
 use crate::crd::naming;

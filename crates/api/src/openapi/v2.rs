@@ -1,7 +1,7 @@
 //! Swagger 2.0: `/openapi/v2`.
 
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Map, Value, json};
 
 use super::Resource;
 use super::definitions::{self, Flavor};
@@ -15,9 +15,9 @@ pub(super) fn document(release: Release, git_version: &str, resources: &[Resourc
         for item in operations::of(release, resource) {
             let mut out = Map::new();
             for operation in &item.operations {
-                out.insert(operation.method.into(), write(operation));
+                out.insert(operation.method, write(operation));
             }
-            out.insert("parameters".into(), item.parameters.iter().map(parameter).collect());
+            out.insert("parameters", item.parameters.iter().map(parameter).collect::<Value>());
             paths.insert(item.path, Value::Object(out));
         }
     }
@@ -65,7 +65,7 @@ fn write(operation: &Operation) -> Value {
             if definition.is_empty() { json!({"type": "string"}) } else { Flavor::V2.reference(definition) };
         responses.insert(code.to_string(), json!({"description": description, "schema": schema}));
     }
-    responses.insert("401".into(), json!({"description": "Unauthorized"}));
+    responses.insert("401", json!({"description": "Unauthorized"}));
     let mut out = json!({
         "tags": [operation.tag],
         "operationId": operation.id,
@@ -77,7 +77,7 @@ fn write(operation: &Operation) -> Value {
         "x-kubernetes-group-version-kind": operation.gvk,
     });
     if !parameters.is_empty() {
-        out["parameters"] = Value::Array(parameters);
+        out["parameters"] = Value::Array(parameters.into());
     }
     out
 }

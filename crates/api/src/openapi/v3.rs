@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Map, Value, json};
 
 use super::definitions::{self, Flavor};
 use super::operations::{self, Operation, PRODUCES, Parameter, Place};
@@ -34,9 +34,9 @@ fn document(release: Release, git_version: &str, resources: &[&Resource]) -> Val
         for item in operations::of(release, resource) {
             let mut out = Map::new();
             for operation in &item.operations {
-                out.insert(operation.method.into(), write(operation));
+                out.insert(operation.method, write(operation));
             }
-            out.insert("parameters".into(), item.parameters.iter().map(parameter).collect());
+            out.insert("parameters", item.parameters.iter().map(parameter).collect::<Value>());
             paths.insert(item.path, Value::Object(out));
         }
     }
@@ -67,7 +67,7 @@ fn parameter(p: &Parameter) -> Value {
 fn content(definition: &str, media_types: &[&str]) -> Value {
     let schema =
         if definition.is_empty() { json!({"type": "string"}) } else { Flavor::V3.reference(definition) };
-    media_types.iter().map(|m| ((*m).to_string(), json!({"schema": schema}))).collect::<Map<_, _>>().into()
+    media_types.iter().map(|m| ((*m).to_string(), json!({"schema": schema}))).collect::<Map>().into()
 }
 
 fn write(operation: &Operation) -> Value {
@@ -81,7 +81,7 @@ fn write(operation: &Operation) -> Value {
         let answer = json!({"description": description, "content": content(definition, PRODUCES)});
         responses.insert(code.to_string(), answer);
     }
-    responses.insert("401".into(), json!({"description": "Unauthorized"}));
+    responses.insert("401", json!({"description": "Unauthorized"}));
     let mut out = json!({
         "tags": [operation.tag],
         "operationId": operation.id,

@@ -1,8 +1,7 @@
 //! JSON patch (RFC 6902), with Kubernetes' limits and errors.
 
-use json_patch::PatchOperation;
+use pilothouse_apimachinery::json::{Map, Value, index};
 use pilothouse_apimachinery::status::{Result, Status};
-use serde_json::Value;
 
 use crate::decode::json_fault;
 
@@ -42,35 +41,87 @@ pub fn apply(object: &Value, patch: &[u8]) -> Result<Value> {
     let mut out = object.clone();
     let mut copied = 0;
     for operation in operations {
-        let operation = parse(operation)?;
-        if let PatchOperation::Copy(copy) = &operation {
-            copied += copy.from.resolve(&out).map_or(0, |v| v.to_string().len());
-            if copied > MAX_COPY_BYTES {
-                return Err(rejected());
-            }
-        }
-        if let PatchOperation::Test(test) = &operation
-            && test.value.is_null()
-            && test.path.resolve(&out).is_err()
-        {
-            // What is not there equals null.
-            continue;
-        }
-        json_patch::patch(&mut out, &[operation]).map_err(|_| rejected())?;
+        let Value::Object(operation) = operation else {
+            return Err(Status::bad_request(format!(
+                "json: cannot unmarshal {} into Go value of type jsonpatch.Operation",
+                go_kind(&operation)
+            )));
+        };
+        step(&mut out, &operation, &mut copied).ok_or_else(rejected)?;
     }
     Ok(out)
 }
 
-fn parse(mut operation: Value) -> Result<PatchOperation> {
-    let Value::Object(map) = &mut operation else {
-        return Err(Status::bad_request(format!(
-            "json: cannot unmarshal {} into Go value of type jsonpatch.Operation",
-            go_kind(&operation)
-        )));
-    };
+/// Does one operation; nothing where it does not apply.
+fn step(object: &mut Value, operation: &Map, copied: &mut usize) -> Option<()> {
+    let text = |name: &str| operation.get(name).and_then(Value::as_str);
+    let path = text("path")?;
     // An operation without a value means null.
-    map.entry("value").or_insert(Value::Null);
-    serde_json::from_value(operation).map_err(|_| rejected())
+    let value = || operation.get("value").cloned().unwrap_or_default();
+    match text("op")? {
+        "add" => add(object, path, value()),
+        "remove" => remove(object, path).map(drop),
+        "replace" => {
+            *object.pointer_mut(path)? = value();
+            Some(())
+        }
+        "move" => {
+            let from = text("from")?;
+            // Nothing can be moved into itself.
+            let inside = path.strip_prefix(from).is_some_and(|below| below.starts_with('/'));
+            let moved = if inside { None } else { remove(object, from) }?;
+            add(object, path, moved)
+        }
+        "copy" => {
+            let found = object.pointer(text("from")?)?.clone();
+            *copied += found.to_string().len();
+            if *copied > MAX_COPY_BYTES {
+                return None;
+            }
+            add(object, path, found)
+        }
+        // What is not there equals null.
+        "test" => (object.pointer(path).unwrap_or(&Value::Null) == &value()).then_some(()),
+        _ => None,
+    }
+}
+
+/// The object or list that a path ends in, and the last step.
+fn parent<'v>(object: &'v mut Value, path: &str) -> Option<(&'v mut Value, String)> {
+    let (above, last) = path.rsplit_once('/')?;
+    Some((object.pointer_mut(above)?, last.replace("~1", "/").replace("~0", "~")))
+}
+
+fn add(object: &mut Value, path: &str, value: Value) -> Option<()> {
+    if path.is_empty() {
+        *object = value;
+        return Some(());
+    }
+    match parent(object, path)? {
+        (Value::Object(map), name) => {
+            map.insert(name, value);
+        }
+        (Value::Array(items), last) => {
+            let at = if last == "-" { items.len() } else { index(&last)? };
+            if at > items.len() {
+                return None;
+            }
+            items.insert(at, value);
+        }
+        _ => return None,
+    }
+    Some(())
+}
+
+fn remove(object: &mut Value, path: &str) -> Option<Value> {
+    match parent(object, path)? {
+        (Value::Object(map), name) => map.remove(&name),
+        (Value::Array(items), last) => {
+            let at = index(&last)?;
+            (at < items.len()).then(|| items.remove(at))
+        }
+        _ => None,
+    }
 }
 
 fn go_kind(value: &Value) -> &'static str {

@@ -1,8 +1,8 @@
 //! JSON merge patch (RFC 7386).
 
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 /// Applies a merge patch. What is no JSON is answered 500 by v1.20 and 400 since.
 pub fn apply(object: &Value, patch: &[u8], release: Release) -> Result<Value> {
@@ -18,6 +18,31 @@ pub fn apply(object: &Value, patch: &[u8], release: Release) -> Result<Value> {
         return Err(invalid());
     }
     let mut out = object.clone();
-    json_patch::merge(&mut out, &patch);
+    merge(&mut out, patch);
     Ok(out)
+}
+
+/// Members that are null go, objects are merged, anything else replaces what is there.
+fn merge(target: &mut Value, patch: Value) {
+    let Value::Object(patch) = patch else {
+        *target = patch;
+        return;
+    };
+    if !target.is_object() {
+        *target = Value::Object(Map::new());
+    }
+    let Some(map) = target.as_object_mut() else { return };
+    let mut changes = Vec::new();
+    for (name, value) in patch {
+        if value.is_null() {
+            changes.push((name, None));
+        } else if let Some(old) = map.get_mut(&name) {
+            merge(old, value);
+        } else {
+            let mut made = Value::Null;
+            merge(&mut made, value);
+            changes.push((name, Some(made)));
+        }
+    }
+    map.change(changes);
 }

@@ -3,8 +3,8 @@
 //! Directives: `$patch: replace|delete` in maps and in items of merged lists, `$retainKeys`,
 //! `$deleteFromPrimitiveList/<list>`, `$setElementOrder/<list>`; `null` deletes.
 
+use pilothouse_apimachinery::json::{Map, Text, Value};
 use pilothouse_apimachinery::status::{Result, Status};
-use serde_json::{Map, Value};
 
 use super::json::rejected;
 use crate::apply::path::equal;
@@ -17,7 +17,7 @@ const RETAIN_KEYS: &str = "$retainKeys";
 const DELETE_FROM_PRIMITIVE_LIST: &str = "$deleteFromPrimitiveList/";
 const SET_ELEMENT_ORDER: &str = "$setElementOrder/";
 
-type Object = Map<String, Value>;
+type Object = Map;
 
 /// What can be wrong with a patch.
 #[derive(Debug)]
@@ -82,35 +82,40 @@ fn merge_map(type_: Type<'_>, mut original: Object, mut patch: Object) -> Outcom
     }
     retain_keys(&mut original, &mut patch)?;
     set_element_order(type_, &mut original, &mut patch)?;
+    let mut changes = Vec::new();
     for (key, value) in patch {
         let (key, delete_list) = match key.strip_prefix(DELETE_FROM_PRIMITIVE_LIST) {
-            Some(list) => (list.to_string(), true),
+            Some(list) => (list.into(), true),
             None => (key, false),
         };
         if value.is_null() {
-            original.remove(&key);
+            changes.push((key, None));
             continue;
         }
-        let Some(old) = original.remove(&key) else {
+        let Some(slot) = original.get_mut(&key) else {
             if !delete_list {
-                original.insert(key, clean(value)?);
+                changes.push((key, Some(clean(value)?)));
             }
             continue;
         };
-        let merged = match (old, value) {
+        *slot = match (slot.take(), value) {
             (Value::Object(old), Value::Object(new)) => {
                 let (field, strategy, _) = lookup(type_, &key)?;
                 Value::Object(if strategy == "replace" { new } else { merge_map(field, old, new)? })
             }
             (Value::Array(old), Value::Array(new)) => {
                 let (field, strategy, merge_key) = lookup(type_, &key)?;
-                Value::Array(merge_list_as(field, old, new, strategy, merge_key, delete_list)?)
+                let (old, new) = (old.into(), new.into());
+                Value::Array(merge_list_as(field, old, new, strategy, merge_key, delete_list)?.into())
             }
             (old, _) if delete_list => old,
             (_, new) => new,
         };
-        original.insert(key, merged);
     }
+    // A directive sorts before the name that it is about.
+    changes.sort_by(|(a, _): &(Text, _), (b, _)| a.cmp(b));
+    changes.dedup_by(|(a, _), (b, _)| a == b);
+    original.change(changes);
     Ok(original)
 }
 
@@ -134,16 +139,16 @@ fn lookup<'a>(type_: Type<'a>, key: &str) -> Outcome<(Type<'a>, &'a str, &'a str
 fn clean(value: Value) -> Outcome<Value> {
     Ok(match value {
         Value::Object(map) => {
-            let mut out = Object::new();
+            let mut out = Vec::with_capacity(map.len());
             for (key, value) in map {
                 let directive = [DIRECTIVE, RETAIN_KEYS].contains(&key.as_str())
                     || key.starts_with(DELETE_FROM_PRIMITIVE_LIST)
                     || key.starts_with(SET_ELEMENT_ORDER);
                 if !directive && !value.is_null() {
-                    out.insert(key, clean(value)?);
+                    out.push((key, clean(value)?));
                 }
             }
-            Value::Object(out)
+            Value::Object(out.into_iter().collect())
         }
         Value::Array(items) => {
             let mut out = Vec::with_capacity(items.len());
@@ -155,7 +160,7 @@ fn clean(value: Value) -> Outcome<Value> {
                     _ => out.push(clean(item)?),
                 }
             }
-            Value::Array(out)
+            Value::Array(out.into())
         }
         scalar => scalar,
     })
@@ -164,8 +169,8 @@ fn clean(value: Value) -> Outcome<Value> {
 fn retain_keys(original: &mut Object, patch: &mut Object) -> Outcome<()> {
     let Some(keys) = patch.remove(RETAIN_KEYS) else { return Ok(()) };
     let Value::Array(keys) = keys else { return Err(Fault::Bad("invalid patch format of retainKeys")) };
-    let retained = |key: &String| keys.iter().any(|k| k == key);
-    let exempt = |key: &String, value: &Value| {
+    let retained = |key: &str| keys.iter().any(|k| k == key);
+    let exempt = |key: &str, value: &Value| {
         value.is_null() || key.starts_with(DELETE_FROM_PRIMITIVE_LIST) || key.starts_with(SET_ELEMENT_ORDER)
     };
     if patch.iter().any(|(key, value)| !exempt(key, value) && !retained(key)) {
@@ -177,7 +182,7 @@ fn retain_keys(original: &mut Object, patch: &mut Object) -> Outcome<()> {
 
 fn set_element_order(type_: Type<'_>, original: &mut Object, patch: &mut Object) -> Outcome<()> {
     let directives: Vec<String> =
-        patch.keys().filter(|k| k.starts_with(SET_ELEMENT_ORDER)).cloned().collect();
+        patch.keys().filter(|k| k.starts_with(SET_ELEMENT_ORDER)).map(ToString::to_string).collect();
     for directive in directives {
         let Some(order) = patch.remove(&directive) else { continue };
         let key = directive[SET_ELEMENT_ORDER.len()..].to_string();
@@ -192,13 +197,13 @@ fn set_element_order(type_: Type<'_>, original: &mut Object, patch: &mut Object)
         let old_order = old.clone().unwrap_or_default();
         let merged = match (old, new) {
             (Some(old), None) => old,
-            (None, Some(new)) => list(clean(Value::Array(new))?)?,
+            (None, Some(new)) => list(clean(Value::Array(new.into()))?)?,
             (Some(old), Some(new)) => merge_list_as(field, old, new, strategy, merge_key, false)?,
             (None, None) => continue,
         };
         let (patched, server_only) = partition(merged, &order, merge_key)?;
         let sorted = in_order(patched, server_only, &order, &old_order, merge_key);
-        original.insert(key.clone(), Value::Array(sorted));
+        original.insert(key.clone(), Value::Array(sorted.into()));
         patch.remove(&key);
     }
     Ok(())
@@ -206,7 +211,7 @@ fn set_element_order(type_: Type<'_>, original: &mut Object, patch: &mut Object)
 
 fn list(value: Value) -> Outcome<Vec<Value>> {
     match value {
-        Value::Array(items) => Ok(items),
+        Value::Array(items) => Ok(items.into()),
         other => Err(Fault::Other(format!(
             "expected a []interface {{}}, but received a {}",
             show::go_type(&other)
@@ -228,9 +233,9 @@ fn check_order(new: &[Value], order: &[Value], merge_key: &str) -> Outcome<()> {
         if !rest.any(|other| same(item, other, merge_key)) {
             return Err(Fault::Other(format!(
                 "The order in patch list:\n{}\n doesn't match {} list:\n{}\n",
-                show::plain(&Value::Array(new.to_vec())),
+                show::plain(&Value::from(new)),
                 SET_ELEMENT_ORDER.trim_end_matches('/'),
-                show::plain(&Value::Array(order.to_vec())),
+                show::plain(&Value::from(order)),
             )));
         }
     }

@@ -1,5 +1,5 @@
+use pilothouse_apimachinery::json::{Value, json};
 use proptest::prelude::*;
-use serde_json::{Value, json};
 
 use super::{json as json_patch, merge, strategic};
 use crate::apply::Type;
@@ -72,7 +72,7 @@ fn json_patches() {
 #[test]
 fn json_patches_are_bounded() {
     let one = json!({"op": "test", "path": "/a", "value": 1});
-    let many = Value::Array(vec![one; 10_001]).to_string();
+    let many = Value::from(vec![one; 10_001]).to_string();
     let status = json_patch::apply(&json!({"a": 1}), many.as_bytes()).unwrap_err();
     assert_eq!(status.code, 413);
     assert!(status.message.ends_with("The allowed maximum operations in a JSON patch is 10000, got 10001"));

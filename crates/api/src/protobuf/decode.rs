@@ -2,9 +2,9 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use pilothouse_apimachinery::json::{Map, Text, Value};
 use pilothouse_apimachinery::quantity::Quantity;
 use pilothouse_apimachinery::time::{Timestamp, format_duration};
-use serde_json::{Map, Value};
 
 use super::wire::Reader;
 use super::{Error, has_prefix};
@@ -24,13 +24,31 @@ struct Decoder {
     catalogue: &'static Catalogue,
 }
 
+/// The fields of a message as far as it has been read.
+#[derive(Default)]
+struct Found {
+    map: Map,
+    /// Members of maps, in the order of the message: sorted at the end, all at once.
+    maps: Vec<(&'static str, Vec<(Text, Value)>)>,
+}
+
+impl Found {
+    fn map(mut self) -> Map {
+        for (name, members) in self.maps {
+            self.map.insert(Text::const_new(name), Map::from_iter(members));
+        }
+        self.map
+    }
+}
+
 impl Decoder {
     fn object(&self, type_: &'static Type, bytes: &[u8], depth: usize) -> Result<Value, Error> {
         if type_.form != Form::Object {
             return self.formed(type_, bytes, depth);
         }
-        let mut map = Map::new();
-        self.fields(type_, bytes, depth, &mut map)?;
+        let mut found = Found::default();
+        self.fields(type_, bytes, depth, &mut found)?;
+        let mut map = found.map();
         for field in &type_.fields {
             let keep = match map.get(field.json) {
                 None | Some(Value::Null) => !field.always_present(),
@@ -38,7 +56,7 @@ impl Decoder {
             };
             if !keep {
                 if field.always_present() {
-                    map.insert(field.json.to_string(), empty_field(self.catalogue, field));
+                    map.insert(Text::const_new(field.json), empty_field(self.catalogue, field));
                 } else {
                     map.remove(field.json);
                 }
@@ -51,8 +69,9 @@ impl Decoder {
 
     /// A schema, or something simpler in its place.
     fn formed(&self, type_: &'static Type, bytes: &[u8], depth: usize) -> Result<Value, Error> {
-        let mut map = Map::new();
-        self.fields(type_, bytes, depth, &mut map)?;
+        let mut found = Found::default();
+        self.fields(type_, bytes, depth, &mut found)?;
+        let mut map = found.map();
         let mut take = |name: &str| map.remove(name).filter(|v| !v.is_null());
         Ok(match type_.form {
             Form::OrBool => {
@@ -71,7 +90,7 @@ impl Decoder {
         type_: &'static Type,
         bytes: &[u8],
         depth: usize,
-        map: &mut Map<String, Value>,
+        found: &mut Found,
     ) -> Result<(), Error> {
         if depth > MAX_DEPTH {
             return Err(Error::TooDeep);
@@ -85,10 +104,10 @@ impl Decoder {
                     if wire != 2 {
                         return Err(Error::WireType(wire, type_.name()));
                     }
-                    self.fields(self.catalogue.get(id), reader.bytes()?, depth + 1, map)?;
+                    self.fields(self.catalogue.get(id), reader.bytes()?, depth + 1, found)?;
                 }
                 Some(Part::Field(index)) => {
-                    self.field(&type_.fields[usize::from(index)], wire, &mut reader, depth, map)?;
+                    self.field(&type_.fields[usize::from(index)], wire, &mut reader, depth, found)?;
                 }
             }
         }
@@ -101,25 +120,26 @@ impl Decoder {
         wire: u8,
         reader: &mut Reader<'_>,
         depth: usize,
-        map: &mut Map<String, Value>,
+        found: &mut Found,
     ) -> Result<(), Error> {
         let name = field.json;
+        let map = &mut found.map;
         match field.shape {
             Shape::Scalar(s) => {
                 let value = scalar(s, wire, reader, name)?;
-                map.insert(name.to_string(), value);
+                map.insert(Text::const_new(name), value);
             }
             Shape::Struct(id) => {
                 let type_ = self.catalogue.get(id);
                 let value = self.object(type_, delimited(wire, reader, name)?, depth + 1)?;
-                map.insert(name.to_string(), value);
+                map.insert(Text::const_new(name), value);
             }
             Shape::List(_) if field.wrapped => {
                 let items = string_list(delimited(wire, reader, name)?)?;
-                map.insert(name.to_string(), items);
+                map.insert(Text::const_new(name), items);
             }
             Shape::List(element) => {
-                let list = map.entry(name).or_insert_with(|| Value::Array(Vec::new()));
+                let list = map.entry(name).or_insert_with(|| Value::Array(Vec::new().into()));
                 let Value::Array(list) = list else { return Ok(()) };
                 // Lists of numbers may come packed.
                 if let (2, Element::Scalar(s @ (Scalar::Int32 | Scalar::Int64 | Scalar::Bool))) =
@@ -145,9 +165,9 @@ impl Decoder {
                     }
                 }
                 let value = value.unwrap_or_else(|| self.absent(element));
-                let object = map.entry(name).or_insert_with(|| Value::Object(Map::new()));
-                if let Value::Object(object) = object {
-                    object.insert(key, value);
+                match found.maps.iter_mut().find(|(n, _)| *n == name) {
+                    Some((_, members)) => members.push((key.into(), value)),
+                    None => found.maps.push((name, vec![(key.into(), value)])),
                 }
             }
         }
@@ -202,11 +222,11 @@ fn string_list(bytes: &[u8]) -> Result<Value, Error> {
     let mut items = Vec::new();
     while let Some((number, wire)) = reader.tag()? {
         match (number, wire) {
-            (1, 2) => items.push(Value::String(reader.string()?)),
+            (1, 2) => items.push(Value::String(reader.string()?.into())),
             _ => reader.skip(wire)?,
         }
     }
-    Ok(Value::Array(items))
+    Ok(Value::Array(items.into()))
 }
 
 /// Two numbers and a text: all that the messages behind scalars hold.
@@ -245,7 +265,7 @@ fn scalar(s: Scalar, wire: u8, reader: &mut Reader<'_>, name: &'static str) -> R
     Ok(match s {
         Scalar::String => {
             let bytes = delimited(wire, reader, name)?;
-            Value::String(String::from_utf8_lossy(bytes).into_owned())
+            Value::String(String::from_utf8_lossy(bytes).into_owned().into())
         }
         Scalar::Bool => Value::Bool(varint(reader)? != 0),
         #[expect(clippy::cast_possible_truncation, reason = "32-bit numbers are sign-extended on the wire")]
@@ -258,21 +278,21 @@ fn scalar(s: Scalar, wire: u8, reader: &mut Reader<'_>, name: &'static str) -> R
             let number = f64::from_bits(reader.fixed64()?);
             double(number).ok_or_else(|| Error::Value(format!("json: unsupported value: {number}")))?
         }
-        Scalar::Bytes => Value::String(STANDARD.encode(delimited(wire, reader, name)?)),
+        Scalar::Bytes => Value::String(STANDARD.encode(delimited(wire, reader, name)?).into()),
         Scalar::Time => match timestamp(&zero_if_empty(small(wire, reader, name)?))? {
             t if t.is_zero() => Value::Null,
-            t => Value::String(t.rfc3339()),
+            t => Value::String(t.rfc3339().into()),
         },
         Scalar::MicroTime => match timestamp(&zero_if_empty(small(wire, reader, name)?))? {
             t if t.is_zero() => Value::Null,
-            t => Value::String(t.rfc3339_micro()),
+            t => Value::String(t.rfc3339_micro().into()),
         },
-        Scalar::Duration => Value::String(format_duration(small(wire, reader, name)?.numbers[0])),
+        Scalar::Duration => Value::String(format_duration(small(wire, reader, name)?.numbers[0]).into()),
         Scalar::Quantity => {
             let text = small(wire, reader, name)?;
             let text = String::from_utf8_lossy(text.bytes.unwrap_or(b"0"));
             let quantity = Quantity::parse(&text).map_err(|e| Error::Value(e.to_string()))?;
-            Value::String(quantity.to_string())
+            Value::String(quantity.to_string().into())
         }
         Scalar::IntOrString => {
             let found = small(wire, reader, name)?;
@@ -281,7 +301,7 @@ fn scalar(s: Scalar, wire: u8, reader: &mut Reader<'_>, name: &'static str) -> R
                 reason = "32-bit numbers are sign-extended on the wire"
             )]
             if found.numbers[0] == 1 {
-                Value::String(String::from_utf8_lossy(found.bytes.unwrap_or_default()).into_owned())
+                Value::String(String::from_utf8_lossy(found.bytes.unwrap_or_default()).into_owned().into())
             } else {
                 Value::from(found.numbers[1] as i32)
             }

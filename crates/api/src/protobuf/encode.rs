@@ -2,8 +2,8 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::time::{Timestamp, parse_duration};
-use serde_json::Value;
 
 use super::wire::Writer;
 use crate::catalogue::{Catalogue, Element, Form, Part, Scalar, Shape, Type};

@@ -11,8 +11,8 @@ mod wire;
 #[cfg(test)]
 mod tests;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::schema::Schema;
 use wire::{Reader, Writer};
@@ -133,7 +133,7 @@ pub fn decode(schema: Schema, envelope: &Envelope<'_>) -> Result<Value, Error> {
     };
     for (name, text) in [("apiVersion", &envelope.api_version), ("kind", &envelope.kind)] {
         if let Some(map) = object.as_object_mut().filter(|_| !text.is_empty()) {
-            map.insert(name.into(), Value::String(text.clone()));
+            map.insert(name, Value::String(text.clone().into()));
         }
     }
     Ok(object)

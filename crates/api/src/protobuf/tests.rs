@@ -1,8 +1,8 @@
 //! Every type there and back, and malformed input.
 
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::version::{NEWEST, Release};
 use proptest::prelude::*;
-use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::catalogue::{Catalogue, Element, Form, Scalar, Shape, Type};

@@ -8,8 +8,8 @@ mod versions;
 
 use std::sync::{Arc, OnceLock};
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::{NEWEST, Release};
-use serde_json::Value;
 
 pub use resource::{Resource, Subresource};
 pub use show::partial_metadata;

@@ -1,9 +1,9 @@
 //! Bodies of requests, decoded as a resource's.
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{self, str_at};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use super::Resource;
 use crate::crd;
@@ -130,9 +130,9 @@ fn embedded(
                 }
             }
             for (key, item) in map {
-                let below = structure.properties.get(key).or(structure.additional_schema());
+                let below = structure.properties.get(key.as_str()).or(structure.additional_schema());
                 if let Some(below) = below {
-                    let at = if path.is_empty() { key.clone() } else { format!("{path}.{key}") };
+                    let at = if path.is_empty() { key.to_string() } else { format!("{path}.{key}") };
                     embedded(item, below, metadata, &at, faults);
                 }
             }

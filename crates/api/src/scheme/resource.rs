@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::catalogue::Catalogue;
 use crate::convert::api_version;

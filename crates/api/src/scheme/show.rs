@@ -3,7 +3,7 @@
 use std::sync::{Arc, LazyLock};
 
 use pilothouse_apimachinery::json::{self, str_at};
-use serde_json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Value, json};
 
 use super::Resource;
 use super::resource::Body;
@@ -92,8 +92,8 @@ impl Resource {
 /// `PartialObjectMetadata` of an object.
 pub fn partial_metadata(object: &Value, meta_version: &str) -> Value {
     let mut map = Map::new();
-    map.insert("kind".into(), "PartialObjectMetadata".into());
-    map.insert("apiVersion".into(), format!("meta.k8s.io/{meta_version}").into());
-    map.insert("metadata".into(), json::get(object, &["metadata"]).clone());
+    map.insert("kind", "PartialObjectMetadata");
+    map.insert("apiVersion", format!("meta.k8s.io/{meta_version}"));
+    map.insert("metadata", json::get(object, &["metadata"]).clone());
     Value::Object(map)
 }

@@ -1,7 +1,7 @@
 //! Resources and what they do, on kinds made for the purpose.
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::*;
 use crate::decode::request::Media;

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::Resource;
 use super::resource::{Body, Known};
@@ -122,8 +122,8 @@ impl Resource {
         let mut object = self.to_stored(object);
         let (group, version) = self.storage_version();
         let map = object.as_object_mut()?;
-        map.insert("kind".into(), Value::from(&*self.kind));
-        map.insert("apiVersion".into(), Value::from(api_version(&group, &version)));
+        map.insert("kind", Value::from(&*self.kind));
+        map.insert("apiVersion", Value::from(api_version(&group, &version)));
         if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
             metadata.remove("resourceVersion");
         }
@@ -164,7 +164,7 @@ impl Resource {
             None => decode::from_slice(schema, bytes)?.object,
         };
         if let Some(map) = object.as_object_mut() {
-            map.insert("kind".into(), Value::from(kind.kind));
+            map.insert("kind", Value::from(kind.kind));
         }
         defaults::apply(schema, &mut object);
         convert::to_hub(kind, version, &mut object);

@@ -144,7 +144,7 @@ impl Plugin for EventRateLimit {
 mod tests {
     use std::time::Duration;
 
-    use serde_json::{Value, json};
+    use pilothouse_apimachinery::json::{Value, json};
 
     use super::*;
     use crate::admission::test_create;

@@ -5,11 +5,11 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 use pilothouse_api::kinds::admissionregistration::expressions::{Environment, Gives, request_type};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_cel::{
     Answer, Authorizer as Question, Bindings, Budget, Check, Error, Host, Lazy, Native, PER_CALL_LIMIT,
     Program, Type, Value as Cel,
 };
-use serde_json::{Value, json};
 
 use super::webhook::rules::{GroupVersion, operation_name};
 use crate::json::str_at;

@@ -6,8 +6,8 @@ use std::time::Duration;
 
 use async_trait::async_trait;
 use parking_lot::Mutex;
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Map, Value, json};
 use tokio::time::Instant;
 
 use super::configuration::Configuration;
@@ -85,7 +85,7 @@ fn spec(request: &AdmissionRequest) -> Value {
     let images: Vec<Value> = containers(get(&request.object, &["spec"]))
         .map(|(_, c)| json!({"image": str_at(c, &["image"])}))
         .collect();
-    let annotations: Map<String, Value> = get(&request.object, &["metadata", "annotations"])
+    let annotations: Map = get(&request.object, &["metadata", "annotations"])
         .as_object()
         .into_iter()
         .flatten()

@@ -46,7 +46,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[tokio::test]
     async fn gives_the_default_class() {

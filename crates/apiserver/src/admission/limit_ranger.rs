@@ -4,9 +4,9 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::quantity::{Format, Quantity};
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::json::{self, get, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
@@ -22,7 +22,7 @@ type Amounts = BTreeMap<String, Quantity>;
 /// The amounts of an object of quantities; those that do not parse are left out, validation complains of them.
 fn amounts(v: &Value) -> Amounts {
     let map = v.as_object().into_iter().flatten();
-    map.filter_map(|(k, q)| Some((k.clone(), Quantity::parse(q.as_str()?).ok()?))).collect()
+    map.filter_map(|(k, q)| Some((k.to_string(), Quantity::parse(q.as_str()?).ok()?))).collect()
 }
 
 fn ranges(r: &AdmissionRequest, objects: &dyn Objects) -> Vec<Arc<Value>> {
@@ -223,7 +223,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     fn world(item: Value) -> FakeObjects {
         let o = FakeObjects::default();

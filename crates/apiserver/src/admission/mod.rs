@@ -28,9 +28,9 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use self::configuration::Configuration;
 use crate::authorization::rbac::Rbac;
@@ -350,9 +350,12 @@ mod tests {
     #[test]
     fn names_what_is_refused() {
         let r = |o: Value| forbidden(&test_create("", "pods", "Pod", o), "no").message;
-        assert_eq!(r(serde_json::json!({"metadata": {"name": "x"}})), "pods \"x\" is forbidden: no");
         assert_eq!(
-            r(serde_json::json!({"metadata": {"generateName": "x-"}})),
+            r(pilothouse_apimachinery::json::json!({"metadata": {"name": "x"}})),
+            "pods \"x\" is forbidden: no"
+        );
+        assert_eq!(
+            r(pilothouse_apimachinery::json::json!({"metadata": {"generateName": "x-"}})),
             "pods \"x-\" is forbidden: no"
         );
         assert_eq!(r(Value::Null), "pods \"Unknown\" is forbidden: no");

@@ -1,8 +1,8 @@
 //! Plug-ins about the namespace that an object is created in.
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::json;
 use pilothouse_apimachinery::status::Status;
-use serde_json::json;
 
 use crate::json::str_at;
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};

@@ -4,8 +4,8 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::authorization::node::node_identity;
 use crate::json::{bool_at, get, has, list_at, str_at, strings_at};
@@ -335,7 +335,7 @@ mod tests {
     use crate::admission::test_create;
     use crate::request::UserInfo;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     fn by_node(mut r: AdmissionRequest) -> AdmissionRequest {
         r.user = UserInfo {

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pilothouse_api::scheme::Scheme;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use super::forbidden;
 use crate::json::{bool_at, list_at, str_at};
@@ -123,7 +123,7 @@ impl Plugin for OwnerReferences {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
     use crate::admission::test_create;

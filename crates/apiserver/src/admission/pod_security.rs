@@ -2,8 +2,8 @@
 //! (<https://kubernetes.io/docs/concepts/security/pod-security-standards/>).
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::json::{containers, entry, get, has, i64_at, list_at, str_at, texts};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
@@ -215,7 +215,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[tokio::test]
     async fn enforces_what_the_namespace_says() {

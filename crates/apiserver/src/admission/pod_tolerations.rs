@@ -1,8 +1,8 @@
 //! `PodTolerationRestriction`: which tolerations a namespace gives its pods, and which they may have.
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use super::configuration::Configuration;
 use super::is_about;

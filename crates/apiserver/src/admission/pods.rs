@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::json;
 use pilothouse_apimachinery::status::Status;
-use serde_json::json;
 
 use crate::json::{self, bool_at, containers, containers_mut, entry, get, has, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
@@ -238,7 +238,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::Value;
+    use pilothouse_apimachinery::json::Value;
 
     fn pod(spec: Value) -> AdmissionRequest {
         test_create("", "pods", "Pod", json!({"metadata": {"name": "p", "namespace": "n"}, "spec": spec}))

@@ -1,8 +1,8 @@
 //! `Priority`: a pod's priority class becomes its priority.
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 use std::sync::Arc;
 
 use crate::json::{self, bool_at, get, get_i64, i64_at, str_at};
@@ -114,7 +114,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[tokio::test]
     async fn computes_priorities() {

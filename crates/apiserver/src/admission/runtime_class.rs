@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use pilothouse_apimachinery::status::Status;
 use std::sync::Arc;
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{self, get, has, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Plugin};
@@ -101,7 +101,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[tokio::test]
     async fn applies_the_class() {

@@ -1,8 +1,8 @@
 //! `ServiceAccount`: every pod has an account, and the account's token.
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 use std::sync::Arc;
 use std::time::Duration;
 

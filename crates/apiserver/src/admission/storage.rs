@@ -1,9 +1,9 @@
 //! Plug-ins about volumes and claims.
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::quantity::Quantity;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::json::{self, bool_at, entry, has, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
@@ -120,7 +120,7 @@ mod tests {
     use super::*;
     use crate::admission::test_create;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     fn class(name: &str, created: &str) -> Value {
         json!({"metadata": {"name": name, "creationTimestamp": created,

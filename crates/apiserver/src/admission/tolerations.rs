@@ -3,8 +3,8 @@
 use std::collections::BTreeSet;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use crate::json::{self, containers, get, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
@@ -75,7 +75,7 @@ impl Plugin for ExtendedResources {
         }
         let asked: BTreeSet<String> = containers(get(&r.object, &["spec"]))
             .flat_map(|(_, c)| get(c, &["resources", "requests"]).as_object().into_iter().flatten())
-            .map(|(k, _)| k.clone())
+            .map(|(k, _)| k.to_string())
             .filter(|k| is_extended(k))
             .collect();
         for key in asked {

@@ -4,9 +4,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use futures::future::join_all;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_component_base::signals::Stop;
-use serde_json::{Value, json};
 
 use super::documents::{Said, cut};
 use super::{GROUP, SERVICES, identify};

@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use pilothouse_api::openapi;
-use serde_json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Value, json};
 
 /// What one server said.
 #[derive(Debug, Clone, Default, PartialEq)]
@@ -36,7 +36,7 @@ struct Merged {
 /// The part of an OpenAPI document that is about one group and version.
 pub fn cut(mut document: Value, group: &str, version: &str) -> Value {
     let prefix = format!("/apis/{group}/{version}/");
-    let paths: Map<String, Value> = document["paths"]
+    let paths: Map = document["paths"]
         .as_object_mut()
         .map(std::mem::take)
         .unwrap_or_default()
@@ -170,7 +170,7 @@ mod tests {
         documents.keep("x.y", "v1", Said { openapi: part, ..Said::default() });
         let (json, _) = documents.merged(|| own.clone()).unwrap();
         let document: Value = serde_json::from_slice(&json).unwrap();
-        let paths: Vec<&String> = document["paths"].as_object().unwrap().keys().collect();
+        let paths: Vec<_> = document["paths"].as_object().unwrap().keys().collect();
         assert_eq!(paths, ["/apis/x.y/v1", "/apis/x.y/v1/foos", "/version"]);
         assert_eq!(document["definitions"]["own.Kind"]["type"], "object");
         documents.retain(|_, _| false);

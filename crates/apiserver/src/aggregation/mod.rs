@@ -13,8 +13,8 @@ use http::header::{HeaderMap, HeaderName, HeaderValue};
 use http::{StatusCode, header};
 use parking_lot::Mutex;
 use pilothouse_api::discovery::Group;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 pub use self::documents::Documents;
 use crate::json::{bool_at, get, i64_at, list_at, str_at};
@@ -200,7 +200,7 @@ impl Aggregator {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
     use crate::testing::FakeObjects;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use jiff::Timestamp;
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 use tokio::sync::mpsc;
 
 use self::log::Sink;

@@ -4,7 +4,7 @@
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{has, str_at};
 use crate::request::{Objects, UserInfo};
@@ -66,7 +66,7 @@ fn is_group(group: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     fn secret(extra: &[(&str, &str)]) -> Value {
         let mut v = json!({"type": "bootstrap.kubernetes.io/token", "data": {}});

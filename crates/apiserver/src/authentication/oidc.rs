@@ -5,8 +5,8 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use parking_lot::Mutex;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_pki::tokens::{Jws, from_jwks};
-use serde_json::Value;
 use tokio::time::Instant;
 
 use super::TokenResult;
@@ -66,7 +66,7 @@ impl Oidc {
         }
         let issuer = self.config.issuer_url.trim_end_matches('/');
         let document = self.fetch(&format!("{issuer}/.well-known/openid-configuration")).await?;
-        let keys: Keys = Arc::new(from_jwks(&self.fetch(str_at(&document, &["jwks_uri"])).await?));
+        let keys: Keys = Arc::new(from_jwks(&self.fetch(str_at(&document, &["jwks_uri"])).await?.into()));
         *self.keys.lock() = Some((Instant::now(), keys.clone()));
         Ok(keys)
     }
@@ -96,7 +96,7 @@ impl Oidc {
 /// The user that verified claims speak of.
 fn user(config: &config::Oidc, claims: &Value, now: i64) -> Result<UserInfo, String> {
     let audiences = match claims.get("aud") {
-        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::String(one)) => vec![one.to_string()],
         _ => texts(claims, &["aud"]),
     };
     if !audiences.contains(&config.client_id) {
@@ -130,7 +130,7 @@ fn user(config: &config::Oidc, claims: &Value, now: i64) -> Result<UserInfo, Str
         prefix => prefix.to_string(),
     };
     let groups = match claims.get(&config.groups_claim).filter(|_| !config.groups_claim.is_empty()) {
-        Some(Value::String(one)) => vec![one.clone()],
+        Some(Value::String(one)) => vec![one.to_string()],
         Some(_) => texts(claims, &[&config.groups_claim]),
         None => Vec::new(),
     };
@@ -144,7 +144,7 @@ fn user(config: &config::Oidc, claims: &Value, now: i64) -> Result<UserInfo, Str
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[test]
     fn reads_claims() {

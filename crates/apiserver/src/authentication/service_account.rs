@@ -1,8 +1,8 @@
 //! Service accounts' tokens: those kept in Secrets, and those bound to an object and a time
 //! (<https://kubernetes.io/docs/reference/access-authn-authz/service-accounts-admin/>).
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_pki::tokens::{Jws, PublicKey, SigningKey, public_keys_of_file};
-use serde_json::{Value, json};
 
 use super::TokenResult;
 use crate::config::Config;
@@ -112,7 +112,7 @@ impl Tokens {
         }
         let claims = &jws.claims;
         let mut token_audiences: Vec<String> = match claims.get("aud") {
-            Some(Value::String(one)) => vec![one.clone()],
+            Some(Value::String(one)) => vec![one.to_string()],
             Some(Value::Array(_)) => crate::json::texts(claims, &["aud"]),
             _ => Vec::new(),
         };

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde_json::json;
+use pilothouse_apimachinery::json::json;
 use sha2::{Digest, Sha256};
 use tokio::time::Instant;
 
@@ -49,7 +49,7 @@ impl Webhook {
             let u = get(status, &["user"]);
             let extra: BTreeMap<_, _> = get(u, &["extra"])
                 .as_object()
-                .map(|m| m.keys().map(|k| (k.clone(), texts(u, &["extra", k]))).collect())
+                .map(|m| m.keys().map(|k| (k.to_string(), texts(u, &["extra", k]))).collect())
                 .unwrap_or_default();
             let user = UserInfo {
                 name: str_at(u, &["username"]).into(),

@@ -8,8 +8,8 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use self::node::NodeAuthorizer;
 use self::rbac::Rbac;
@@ -123,7 +123,7 @@ impl Authorizer for Authorization {
 
     async fn rules_for(&self, user: &UserInfo, namespace: &str) -> (Vec<Value>, Vec<Value>, bool) {
         let (mut resources, mut urls, mut complete) = (Vec::new(), Vec::new(), true);
-        let star = || serde_json::json!(["*"]);
+        let star = || pilothouse_apimachinery::json::json!(["*"]);
         for mode in &self.modes {
             match mode {
                 Mode::Rbac(rbac) => {
@@ -134,8 +134,10 @@ impl Authorizer for Authorization {
                 }
                 Mode::AlwaysAllow => {
                     resources
-                        .push(serde_json::json!({"verbs": star(), "apiGroups": star(), "resources": star()}));
-                    urls.push(serde_json::json!({"verbs": star(), "nonResourceURLs": star()}));
+                        .push(pilothouse_apimachinery::json::json!({"verbs": star(), "apiGroups": star(), "resources": star()}));
+                    urls.push(
+                        pilothouse_apimachinery::json::json!({"verbs": star(), "nonResourceURLs": star()}),
+                    );
                 }
                 Mode::Node(_) => complete &= node::node_identity(user).is_none(),
                 Mode::Webhook(_) | Mode::Abac(_) => complete = false,

@@ -6,7 +6,7 @@
 
 use std::sync::Arc;
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::rbac::rules::Rule;
 use crate::json::str_at;
@@ -230,7 +230,7 @@ fn csi_node(node: &str, r: &RequestInfo) -> Decision {
 mod tests {
     use super::*;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     fn world() -> NodeAuthorizer {
         let o = FakeObjects::default();

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::time::Duration;
 
 use parking_lot::Mutex;
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 use tokio::time::Instant;
 
 use crate::config::Config;

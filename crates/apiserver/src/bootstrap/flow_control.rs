@@ -2,11 +2,11 @@
 
 use std::sync::LazyLock;
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::version::Release;
 use serde::Deserialize;
-use serde_json::{Value, json};
 
 use crate::json::{ensure_list, list_at, str_at};
 use crate::request::Objects;

@@ -9,10 +9,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_store::{Expect, Range, prefix_end};
-use serde_json::{Value, json};
 
 use crate::config::{Backend, Config};
 use crate::json::{get, list_at, set};

@@ -6,10 +6,10 @@ pub mod kubernetes_service;
 use std::sync::Arc;
 use std::time::Duration;
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_component_base::signals::Stop;
-use serde_json::{Value, json};
 
 use crate::authorization::rbac;
 use crate::config::Config;

@@ -4,8 +4,8 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
+use pilothouse_apimachinery::json::{Map, Value};
 use serde_json::value::RawValue;
-use serde_json::{Map, Value};
 
 use crate::raw;
 
@@ -103,7 +103,7 @@ pub fn serialize_rest(object: &Value, text: Option<Text<'_>>) -> Vec<u8> {
 
 fn write_members<'a>(
     out: &mut Vec<u8>,
-    members: impl Iterator<Item = (&'a String, &'a Value)>,
+    members: impl Iterator<Item = (&'a crate::json::Text, &'a Value)>,
     first: &mut bool,
     text: Option<Text<'_>>,
 ) {
@@ -112,7 +112,7 @@ fn write_members<'a>(
             out.push(b',');
         }
         // Writing to memory cannot fail, and every Value is JSON.
-        let _ = serde_json::to_writer(&mut *out, k);
+        let _ = serde_json::to_writer(&mut *out, k.as_str());
         out.push(b':');
         match text {
             Some((name, text)) if k == name => out.extend_from_slice(text.get().as_bytes()),
@@ -282,7 +282,7 @@ fn stamped(object: Arc<Value>, revision: u64) -> Arc<Value> {
         map.remove("apiVersion");
         map.remove("kind");
         if let Some(metadata) = map.get_mut("metadata").and_then(Value::as_object_mut) {
-            metadata.insert("resourceVersion".into(), revision.to_string().into());
+            metadata.insert("resourceVersion", revision.to_string());
         }
     }
     Arc::new(object)
@@ -290,7 +290,7 @@ fn stamped(object: Arc<Value>, revision: u64) -> Arc<Value> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -341,8 +341,8 @@ async fn read_all(
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_store::Expect;
-    use serde_json::json;
 
     use super::entry::tests::Plain;
     use super::test_store::MemoryStore;

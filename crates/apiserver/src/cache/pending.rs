@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::entry::{Codec, Entry};
 

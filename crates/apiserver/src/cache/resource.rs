@@ -299,7 +299,7 @@ fn reindex(codec: &dyn Codec, s: &mut State, previous: Option<&Arc<Entry>>, curr
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::super::entry::tests::Plain;
     use super::*;

@@ -7,8 +7,8 @@ pub mod review;
 use std::sync::{Arc, OnceLock};
 
 use pilothouse_api::crd::Family;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::cache::entry::{Codec, Entry};
 use crate::json::{get, str_at};

@@ -3,8 +3,8 @@
 
 use pilothouse_api::apply::show::go_type;
 use pilothouse_apimachinery::field::{ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::names;
-use serde_json::{Map, Value, json};
 
 use crate::json::{get, str_at, texts};
 
@@ -131,7 +131,7 @@ fn restored(original: &Value, converted: &Value) -> Result<Value, String> {
                 return Err(aggregate(&faults));
             }
         }
-        metadata.insert(field.into(), value);
+        metadata.insert(field, value);
     }
     Ok(Value::Object(metadata))
 }

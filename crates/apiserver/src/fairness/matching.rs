@@ -1,6 +1,6 @@
 //! Which flow schema a request belongs to, and which flow of it.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 use sha2::{Digest, Sha256};
 
 use crate::json::{bool_at, list_at, str_at};
@@ -200,7 +200,7 @@ pub fn deal(mut hash: u64, deck: usize, hand: usize) -> Vec<usize> {
 mod tests {
     use std::collections::BTreeMap;
 
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
     use crate::request::RequestContext;

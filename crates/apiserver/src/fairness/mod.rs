@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use http::HeaderValue;
 use parking_lot::{Mutex, RwLock};
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use self::level::{Counts, Level, Place, Refusal};
 use self::matching::Matcher;

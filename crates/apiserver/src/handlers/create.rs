@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use super::Call;

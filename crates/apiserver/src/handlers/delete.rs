@@ -6,9 +6,9 @@ use bytes::Bytes;
 use http::{StatusCode, header};
 use pilothouse_api::decode::request;
 use pilothouse_api::kinds::scheduling::SYSTEM_CLASSES;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::{Details, Status};
 use pilothouse_apimachinery::time::Timestamp;
-use serde_json::{Value, json};
 
 use super::Call;
 use super::lifecycle;

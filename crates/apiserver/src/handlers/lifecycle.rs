@@ -4,11 +4,11 @@
 use pilothouse_api::kinds::Context;
 use pilothouse_api::meta;
 use pilothouse_apimachinery::field::{self, Path};
+use pilothouse_apimachinery::json::{Map, Text, Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::version::Release;
 use serde_json::value::RawValue;
-use serde_json::{Map, Value, json};
 
 use crate::json::{ensure_object, get, has, i64_at, list_at, set, str_at};
 use crate::registry::Endpoint;
@@ -52,11 +52,11 @@ pub fn before_create(target: Target<'_>, user: Option<&UserInfo>, object: &mut V
 /// Writes into a CertificateSigningRequest who makes it.
 fn sign_request(object: &mut Value, user: &UserInfo) {
     let spec = ensure_object(object, &["spec"]);
-    spec.insert("username".into(), json!(user.name));
+    spec.insert("username", json!(user.name));
     for (field, value) in
         [("uid", json!(user.uid)), ("groups", json!(user.groups)), ("extra", json!(user.extra))]
     {
-        spec.insert(field.into(), value);
+        spec.insert(field, value);
     }
 }
 
@@ -157,7 +157,7 @@ pub fn is_same(new: &Value, old: &Value) -> bool {
 }
 
 /// The fields but those that say what it is.
-fn rest(object: &Map<String, Value>) -> impl Iterator<Item = (&String, &Value)> {
+fn rest(object: &Map) -> impl Iterator<Item = (&Text, &Value)> {
     object.iter().filter(|(name, _)| !matches!(name.as_str(), "apiVersion" | "kind"))
 }
 

@@ -21,8 +21,8 @@ use http::{Method, header};
 use parking_lot::Mutex;
 use pilothouse_api::decode::request::Media;
 use pilothouse_api::kinds::Context;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 use serde_json::value::RawValue;
 
 use crate::deprecation;

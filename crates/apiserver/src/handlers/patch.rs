@@ -5,8 +5,8 @@ use http::{StatusCode, header};
 use pilothouse_api::decode::Decoded;
 use pilothouse_api::{apply, patch};
 use pilothouse_apimachinery::field::{self, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use super::update::{Step, change};
 use super::{Call, create};

@@ -5,8 +5,8 @@ use pilothouse_api::decode::request::{self, Expected};
 use pilothouse_api::kinds::scale as kinds;
 use pilothouse_api::schema::Schema;
 use pilothouse_apimachinery::field::{self, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use super::patch::Patch;
 use super::update::{Step, change};

@@ -134,7 +134,7 @@ pub fn page_expired(last: &str) -> Status {
         "The provided continue parameter is too old to display a consistent list result. You can start a new list without the continue parameter, or use the continue token in this response to retrieve the remainder of the results. Continuing with the provided token results in an inconsistent list - objects that were created, modified, or deleted between the time the first chunk was returned and now may show up in the list.",
     );
     let token = continue_token(-1, last.strip_suffix('\0').unwrap_or(last));
-    status.metadata.insert("continue".into(), token.into());
+    status.metadata.insert("continue", token);
     status
 }
 

@@ -307,7 +307,7 @@ pub fn too_old(lost: Lost, revision: u64) -> Status {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
+    use pilothouse_apimachinery::json::{Value, json};
 
     use super::*;
     use crate::cache::entry::tests::Plain;

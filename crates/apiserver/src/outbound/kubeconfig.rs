@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use base64::Engine;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::tls::{self, Trust};
 use super::{Error, Target};

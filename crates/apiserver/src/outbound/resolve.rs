@@ -2,8 +2,8 @@
 
 use std::net::{IpAddr, SocketAddr};
 
+use pilothouse_apimachinery::json::Value;
 use rand::seq::SliceRandom;
-use serde_json::Value;
 
 use crate::json::{i64_at, list_at, str_at};
 use crate::request::Objects;
@@ -86,7 +86,7 @@ pub fn service(
 mod tests {
     use super::*;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[test]
     fn finds_ready_addresses_by_port() {

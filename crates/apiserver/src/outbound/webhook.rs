@@ -7,7 +7,7 @@ use std::time::Duration;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use parking_lot::Mutex;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::kubeconfig::split_url;
 use super::tls::{self, Trust};

@@ -4,8 +4,8 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::config;
 use crate::json::{i64_at, list_at, str_at};
@@ -98,7 +98,7 @@ impl Kubelets {
 mod tests {
     use super::*;
     use crate::testing::FakeObjects;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[tokio::test]
     async fn prefers_addresses_as_told() {

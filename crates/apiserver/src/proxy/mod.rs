@@ -8,8 +8,8 @@ pub mod streams;
 
 use std::sync::Arc;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use crate::admission;
 use crate::config::Config;

@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use super::forward::{request_headers, upgrade, wants_upgrade};
 use super::kubelet::Kubelets;

@@ -5,9 +5,9 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::json::{get, has, str_at, texts};
@@ -86,7 +86,7 @@ fn subject(spec: &Value) -> UserInfo {
     groups.extend(texts(spec, &["group"]));
     let extra: BTreeMap<String, Vec<String>> = get(spec, &["extra"])
         .as_object()
-        .map(|m| m.keys().map(|k| (k.clone(), texts(spec, &["extra", k]))).collect())
+        .map(|m| m.keys().map(|k| (k.to_string(), texts(spec, &["extra", k]))).collect())
         .unwrap_or_default();
     UserInfo { name: str_at(spec, &["user"]).into(), uid: str_at(spec, &["uid"]).into(), groups, extra }
 }

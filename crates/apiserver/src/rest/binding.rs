@@ -3,10 +3,10 @@
 use std::sync::Arc;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::admission;

@@ -4,9 +4,9 @@ use http::{StatusCode, header};
 use pilothouse_api::decode;
 use pilothouse_api::protobuf;
 use pilothouse_api::schema::Schema;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::json::str_at;
 use crate::negotiate::{self, Media};

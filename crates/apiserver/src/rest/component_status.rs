@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use http::{StatusCode, header};
 use pilothouse_api::kinds::{self, RowContext};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::json::str_at;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use http::StatusCode;
 use http::header::{CACHE_CONTROL, HeaderValue};
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use crate::authentication::service_account::keys;
 use crate::config::Config;

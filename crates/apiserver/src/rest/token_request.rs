@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use http::StatusCode;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
-use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::admission;

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use http::StatusCode;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use super::body::{self, Gvk};
 use crate::json::{str_at, texts};

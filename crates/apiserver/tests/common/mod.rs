@@ -8,6 +8,7 @@ use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper::body::Incoming;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apiserver::config::Config;
 use pilothouse_apiserver::outbound::{Target, tls};
 use pilothouse_apiserver::request::full;
@@ -15,7 +16,6 @@ use pilothouse_apiserver::server::{Server, open_store};
 use pilothouse_component_base::flags::{self, Flags};
 use pilothouse_component_base::signals::{Stop, Stopper};
 use pilothouse_store::Store;
-use serde_json::Value;
 use tempfile::TempDir;
 
 pub(crate) const LIMIT: Duration = Duration::from_secs(30);

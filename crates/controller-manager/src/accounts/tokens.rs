@@ -61,7 +61,7 @@ impl Signer {
             "kubernetes.io/serviceaccount/service-account.uid": account.metadata.uid,
             "sub": format!("system:serviceaccount:{namespace}:{name}"),
         });
-        self.key.sign(&claims).map_err(Error::Token)
+        self.key.sign(&claims.into()).map_err(Error::Token)
     }
 
     /// What a token secret of that name must hold, given what it holds; `None` where it holds it.

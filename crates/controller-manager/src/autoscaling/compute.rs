@@ -294,7 +294,7 @@ fn plain_value(value: i64) -> MetricValueStatus {
 fn text(selector: Option<&LabelSelector>) -> Result<String, String> {
     match selector {
         None => Ok(String::new()),
-        Some(s) => Selector::from_label_selector(&json!(s)).map(|s| s.to_string()),
+        Some(s) => Selector::from_label_selector(&json!(s).into()).map(|s| s.to_string()),
     }
 }
 

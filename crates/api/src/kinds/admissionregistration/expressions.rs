@@ -4,10 +4,10 @@
 use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{has, list_at, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_cel::{Program, Type};
-use serde_json::Value;
 
 /// The most match conditions of one webhook or policy.
 const MAX_CONDITIONS: usize = 64;
@@ -207,7 +207,7 @@ pub fn of_policy(policy: &Value, patches: bool) -> (Environment, ErrorList) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -3,11 +3,11 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{get, get_mut, has, i64_at, list_at, list_mut, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::client_config::{service_faults, url_faults};
 use super::expressions::{Environment, condition_faults};

@@ -2,7 +2,7 @@
 //! for all of them. Kubernetes' internal form, whose field names its errors show, is v1beta1's.
 
 use pilothouse_apimachinery::json::{self, get, list_at, str_at};
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 /// What a version has and the definition as a whole may have: names in the version, and at the top.
 const SHARED: [(&str, &str); 3] = [

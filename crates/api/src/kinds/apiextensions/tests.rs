@@ -1,5 +1,5 @@
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use crate::scheme::Scheme;
 
@@ -36,7 +36,7 @@ fn recorded() {
             }
             Err(faults) => {
                 let faults: Vec<Value> = faults.into_iter().map(|(f, b)| json!([f, b])).collect();
-                assert_eq!(Value::Array(faults), expect["causes"], "{name}");
+                assert_eq!(Value::from(faults), expect["causes"], "{name}");
             }
         }
     }

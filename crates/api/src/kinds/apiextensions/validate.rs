@@ -1,10 +1,10 @@
 //! The rules of CustomResourceDefinitions. Errors name the fields of Kubernetes' internal form (see [`super::convert`]).
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{self, bool_at, get, list_at, str_at};
 use pilothouse_apimachinery::version::Release;
 use pilothouse_apimachinery::{go, names};
-use serde_json::Value;
 
 use super::super::Context;
 use super::convert;
@@ -452,7 +452,7 @@ fn conversion(spec: &Value, preserve: bool, demands: &Demands, path: &Path) -> E
         }
     }
     if demands.known_reviews && !reviews.iter().any(|r| r == "v1" || r == "v1beta1") {
-        let shown = go::string_slice(&Value::Array(reviews.to_vec()));
+        let shown = go::string_slice(&Value::Array(reviews.to_vec().into()));
         errors.push(field::invalid_shown(&reviews_at, &shown, "must include at least one of v1, v1beta1"));
     }
     errors

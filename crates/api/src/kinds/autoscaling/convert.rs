@@ -2,7 +2,7 @@
 //! Validation and printing work on the form of `v2`.
 
 use pilothouse_apimachinery::json;
-use serde_json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Value, json};
 
 use super::metrics::{
     each, is_cpu_utilization, spec_to_new, spec_to_old, status_to_new, status_to_old, to_json,
@@ -49,7 +49,7 @@ pub(super) fn to_v2(object: &mut Value) {
     metrics.extend(others.as_array().cloned().unwrap_or_default());
     let behavior = take_annotation(object, BEHAVIOR);
     if !metrics.is_empty() {
-        json::set(object, &["spec", "metrics"], Value::Array(metrics));
+        json::set(object, &["spec", "metrics"], Value::Array(metrics.into()));
     }
     if !behavior.is_null() {
         json::set(object, &["spec", "behavior"], recased(&behavior, false));
@@ -86,7 +86,7 @@ pub(super) fn from_v2(object: &mut Value) {
     let others: Vec<Value> =
         metrics.iter().filter(|m| !is_cpu_utilization(m, "target")).map(spec_to_old).collect();
     if !others.is_empty() {
-        put_annotation(object, METRICS, &Value::Array(others));
+        put_annotation(object, METRICS, &Value::Array(others.into()));
     }
     if let Some(behavior) = behavior.filter(|b| !b.is_null()) {
         put_annotation(object, BEHAVIOR, &recased(&behavior, true));
@@ -161,7 +161,7 @@ fn recased(v: &Value, upper: bool) -> Value {
                 });
                 (first + chars.as_str(), recased(value, upper))
             });
-            let mut map: Map<String, Value> = renamed.collect();
+            let mut map: Map = renamed.collect();
             if upper && (map.contains_key("Policies") || map.contains_key("SelectPolicy")) {
                 map.entry("StabilizationWindowSeconds").or_insert(Value::Null);
             }

@@ -1,7 +1,7 @@
 //! Metrics of autoscalers in the form of `v2` (one target for all sorts) and in that of `v1` and `v2beta1` (fields of
 //! their own for each sort).
 
-use serde_json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Text, Value, json};
 
 use crate::kinds::access::{items, part, present, put, text};
 
@@ -276,7 +276,7 @@ const ORDER: &[&str] = &[
 pub(super) fn to_json(v: &Value) -> String {
     match v {
         Value::Object(map) => {
-            let mut fields: Vec<(&String, &Value)> = map.iter().collect();
+            let mut fields: Vec<(&Text, &Value)> = map.iter().collect();
             let rank = |key: &str| ORDER.iter().position(|k| *k == key).unwrap_or(ORDER.len());
             fields.sort_by_key(|(key, _)| (rank(key), *key));
             let fields: Vec<String> = fields

@@ -5,7 +5,7 @@ mod metrics;
 mod printer;
 mod validate;
 
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use super::access::{part, put};
 use super::numbers::all_nonnegative;

@@ -1,6 +1,6 @@
 //! What `kubectl get hpa` shows.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::convert::v2_form;
 use crate::kinds::access::{items, number, part, present, text};
@@ -81,7 +81,7 @@ fn target(spec: &Value, status: &Value) -> String {
     let target = part(part(spec, key), "target");
     let current = part(part(status, key), "current");
     let quantity = |v: &Value, key: &str| match part(v, key) {
-        Value::String(s) => Some(s.clone()),
+        Value::String(s) => Some(s.to_string()),
         Value::Null => None,
         other => Some(other.to_string()),
     };
@@ -107,7 +107,7 @@ fn target(spec: &Value, status: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -1,9 +1,9 @@
 //! Validation of autoscalers, in the form of `v2`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::go_print;
 use crate::kinds::access::{items, number, optional, part, present, text};
@@ -238,7 +238,7 @@ fn scaling_policy(policy: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

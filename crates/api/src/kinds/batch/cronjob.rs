@@ -1,8 +1,8 @@
 //! `CronJob`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::{go, json};
-use serde_json::{Value, json};
 
 use super::job::{SELECTOR, job_spec};
 use super::schedule;

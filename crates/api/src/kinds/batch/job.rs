@@ -1,10 +1,10 @@
 //! `Job`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::{Selector, validate_label_selector};
 use pilothouse_apimachinery::time::{Timestamp, human_duration};
 use pilothouse_apimachinery::{go, json};
-use serde_json::{Value, json};
 
 use crate::kinds::access::{default_to, flag, number, optional, part, present, put, same, take, text};
 use crate::kinds::checks::IMMUTABLE;

@@ -1,8 +1,8 @@
 //! `Binding`: ties a pod to a node. It is only ever posted, never stored.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::str_at;
-use serde_json::Value;
 
 use crate::kinds::{Context, Kind, Version};
 
@@ -30,8 +30,8 @@ pub fn validate(binding: &Value, _context: &Context) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

@@ -1,7 +1,7 @@
 //! `ComponentStatus`: whether scheduler, controller manager and etcd answer. Made on request, never stored.
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{list_at, str_at};
-use serde_json::Value;
 
 use crate::kinds::columns::{NAME, text};
 use crate::kinds::{Kind, RowContext, Version};
@@ -37,7 +37,7 @@ fn row(object: &Value, _context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

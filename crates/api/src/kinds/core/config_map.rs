@@ -3,9 +3,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{bool_at, get, map_at, strings_at};
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use crate::kinds::checks::invalid_each;
 use crate::kinds::columns::{AGE, NAME, text};
@@ -78,7 +78,7 @@ pub(super) fn locked(new: &Value, old: &Value, fields: &[&str]) -> ErrorList {
         errs.push(field::forbidden(&Path::new("immutable"), LOCKED));
     }
     for name in fields {
-        let empty = |v: &Value| v.as_object().is_none_or(serde_json::Map::is_empty);
+        let empty = |v: &Value| v.as_object().is_none_or(pilothouse_apimachinery::json::Map::is_empty);
         let (n, o) = (get(new, &[name]), get(old, &[name]));
         if n != o && !(empty(n) && empty(o)) {
             errs.push(field::forbidden(&Path::new(name), LOCKED));
@@ -88,14 +88,14 @@ pub(super) fn locked(new: &Value, old: &Value, fields: &[&str]) -> ErrorList {
 }
 
 fn row(object: &Value, context: &RowContext) -> Vec<Value> {
-    let count = |f: &str| map_at(object, &[f]).map_or(0, serde_json::Map::len);
+    let count = |f: &str| map_at(object, &[f]).map_or(0, pilothouse_apimachinery::json::Map::len);
     vec![name_cell(object), (count("data") + count("binaryData")).into(), age_cell(object, context)]
 }
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

@@ -3,10 +3,10 @@
 use std::net::IpAddr;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, get_i64, list_at, list_mut, set, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use crate::kinds::checks::{invalid_each, node_name};
 use crate::kinds::columns::{AGE, NAME, text};
@@ -172,8 +172,8 @@ fn endpoints_text(object: &Value) -> String {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::NEWEST;
-    use serde_json::json;
 
     use super::*;
     use crate::kinds::Context;

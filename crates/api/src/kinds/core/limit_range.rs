@@ -4,9 +4,9 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::json::{ensure_object, get, list_at, list_mut, map_at, set, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::{Map, Value};
 
 use super::resources::{self, compare, text};
 use crate::go_print;
@@ -37,7 +37,7 @@ fn default(object: &mut Value, _context: &Context) {
         }
         for (from, to) in [("max", "default"), ("default", "defaultRequest"), ("min", "defaultRequest")] {
             let Some(source) = map_at(item, &[from]).filter(|m| !m.is_empty()).cloned() else { continue };
-            let target: &mut Map<String, Value> = ensure_object(item, &[to]);
+            let target: &mut Map = ensure_object(item, &[to]);
             for (name, quantity) in source {
                 target.entry(name).or_insert(quantity);
             }
@@ -173,8 +173,8 @@ fn relations(item: &Value, key: &str, type_: &str, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

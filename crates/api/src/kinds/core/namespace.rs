@@ -1,10 +1,10 @@
 //! `Namespace`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{copy, ensure_list, has, list_at, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use crate::kinds::checks::{invalid_each, strings};
 use crate::kinds::columns::{AGE, NAME, text};

@@ -3,12 +3,12 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
     bool_at, copy, get, has, list_at, map_at, remove, set, str_at, strings_at,
 };
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::resources;
 use crate::go_print::{self, quoted};

@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::json::{copy, get, get_mut, has, map_at, remove, set, set_default, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::{Map, Value, json};
 
 use super::persistent_volume_source::{SOURCES, source_faults};
 use super::resources;
@@ -205,7 +205,7 @@ fn sources(object: &Value) -> Value {
         .iter()
         .map(|name| ((*name).to_string(), get(object, &["spec", name]).clone()))
         .filter(|(_, v)| !v.is_null())
-        .collect::<Map<String, Value>>()
+        .collect::<Map>()
         .into()
 }
 

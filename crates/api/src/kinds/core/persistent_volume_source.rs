@@ -1,9 +1,9 @@
 //! What stands behind a `PersistentVolume`: one of twenty-two kinds of storage.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::json::{bool_at, get, get_i64, has, i64_at, list_at, map_at, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::{Map, Value};
 
 use crate::go_print;
 use crate::kinds::checks::invalid_each;
@@ -339,7 +339,7 @@ fn azure_disk(source: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

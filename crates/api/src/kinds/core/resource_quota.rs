@@ -3,9 +3,9 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Map, Text, Value, json};
 use pilothouse_apimachinery::json::{copy, get, has, list_at, map_at, set, str_at};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Map, Value, json};
 
 use super::resources::{self, text as quantity_text};
 use crate::go_print::{self, quoted};
@@ -216,7 +216,7 @@ fn selector_faults(object: &Value, context: &Context) -> ErrorList {
 /// `used/hard` of everything limited: limits in one column, all else in the other.
 fn row(object: &Value, context: &RowContext) -> Vec<Value> {
     let hard = map_at(object, &["status", "hard"]);
-    let mut names: Vec<&String> = hard.into_iter().flat_map(Map::keys).collect();
+    let mut names: Vec<&Text> = hard.into_iter().flat_map(Map::keys).collect();
     names.sort();
     let (mut request, mut limit) = (String::new(), String::new());
     for name in names {

@@ -3,9 +3,9 @@
 use std::cmp::Ordering;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::quantity::Quantity;
-use serde_json::Value;
 
 use crate::go_print;
 use crate::kinds::checks::invalid_each;
@@ -49,7 +49,7 @@ const WHOLE: &[&str] = &[
 /// A quantity's canonical text.
 pub fn text(value: &Value) -> String {
     match value {
-        Value::String(s) => s.clone(),
+        Value::String(s) => s.to_string(),
         Value::Null => "0".into(),
         other => other.to_string(),
     }
@@ -185,7 +185,7 @@ pub fn basic(value: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -3,11 +3,11 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{
     ensure_object, get, has, map_at, remove, set, set_default, str_at, strings_at,
 };
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::config_map::{MAX_SIZE, decoded_len, locked};
 use crate::kinds::checks::{immutable_at, invalid_each};
@@ -55,7 +55,7 @@ fn default(object: &mut Value, _context: &Context) {
     {
         let data = ensure_object(object, &["data"]);
         for (key, value) in plain {
-            data.insert(key, STANDARD.encode(value.as_str().unwrap_or("")).into());
+            data.insert(key, STANDARD.encode(value.as_str().unwrap_or("")));
         }
     }
 }
@@ -142,15 +142,15 @@ fn row(object: &Value, context: &RowContext) -> Vec<Value> {
     vec![
         name_cell(object),
         str_at(object, &["type"]).into(),
-        map_at(object, &["data"]).map_or(0, serde_json::Map::len).into(),
+        map_at(object, &["data"]).map_or(0, pilothouse_apimachinery::json::Map::len).into(),
         age_cell(object, context),
     ]
 }
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

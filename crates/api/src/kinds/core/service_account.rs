@@ -1,7 +1,7 @@
 //! `ServiceAccount`.
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{list_at, list_mut, str_at};
-use serde_json::{Value, json};
 
 use crate::kinds::columns::{AGE, NAME, text};
 use crate::kinds::{Kind, RowContext, Subresource, Version};

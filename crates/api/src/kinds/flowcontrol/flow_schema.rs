@@ -1,9 +1,9 @@
 //! `FlowSchema`: which requests belong to which flow.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{bool_at, copy, get, get_i64, has, list_at, set, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::{Value, json};
 
 use super::GROUP;
 use crate::go_print;

@@ -1,11 +1,11 @@
 //! `Ingress`. Hub is v1; the beta versions have other names for backends.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
     copy, get, get_i64, has, list_at, list_mut, remove, set, set_default, str_at,
 };
 use pilothouse_apimachinery::names;
-use serde_json::{Value, json};
 
 use super::{GROUP, typed_reference};
 use crate::go_print;
@@ -118,7 +118,7 @@ fn backend_from_beta(backend: &mut Value) {
     let name = remove(backend, &["serviceName"]).unwrap_or_default();
     let name = name.as_str().unwrap_or("");
     let port = match remove(backend, &["servicePort"]) {
-        Some(Value::String(port)) => Some(json!({"name": port})),
+        Some(Value::String(port)) => Some(json!({"name": *port})),
         Some(port) if port.as_i64().unwrap_or(0) != 0 => Some(json!({"number": port})),
         _ => None,
     };

@@ -1,10 +1,10 @@
 //! `NetworkPolicy`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{get, has, i64_at, list_at, list_mut, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
-use serde_json::{Value, json};
 
 use super::{GROUP, is_empty};
 use crate::go_print::{self, quoted};

@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::Rules;
 use super::downward::{ENV_FIELDS, ENV_FIELDS_TODAY, field_selector, resource_selector};

@@ -1,7 +1,7 @@
 //! Defaults of pods and pod templates beyond the catalogue's.
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::quantity::Quantity;
-use serde_json::{Value, json};
 
 use super::image::is_latest;
 use crate::kinds::access::{
@@ -130,7 +130,7 @@ fn host_network_ports(spec: &mut Value) {
 fn volume(volume: &mut Value) {
     let Some(map) = volume.as_object_mut() else { return };
     if !map.iter().any(|(k, v)| k != "name" && !v.is_null()) {
-        map.insert("emptyDir".into(), json!({}));
+        map.insert("emptyDir", json!({}));
     }
     for (key, source) in map.iter_mut() {
         match key.as_str() {

@@ -1,7 +1,7 @@
 //! The difference of two pod specs, for the error of an update that changes too much. It has the look of
 //! `github.com/google/go-cmp`, whose own output varies from run to run.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::{Text, Value};
 
 /// The difference between the spec of an update and the old one.
 pub(super) fn pod_spec(new: &Value, old: &Value) -> String {
@@ -38,7 +38,7 @@ fn show(v: &Value) -> String {
 
 fn fields(new: &Value, old: &Value, depth: usize, out: &mut String) {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return };
-    let mut keys: Vec<&String> = new.keys().chain(old.keys().filter(|k| !new.contains_key(*k))).collect();
+    let mut keys: Vec<&Text> = new.keys().chain(old.keys().filter(|k| !new.contains_key(*k))).collect();
     keys.sort();
     let mut identical = 0;
     let skipped = |n: &mut usize, out: &mut String| {
@@ -91,7 +91,7 @@ fn value(name: &str, new: &Value, old: &Value, depth: usize, out: &mut String) {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

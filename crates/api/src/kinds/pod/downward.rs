@@ -1,8 +1,8 @@
 //! The downward API: which fields of a pod and which resources of its containers may be shown to it.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use crate::kinds::access::{part, text};
 use crate::kinds::checks::invalid_each;
@@ -126,7 +126,7 @@ pub(super) fn resource_selector(selector: &Value, path: &Path, in_volume: bool) 
 fn divisor(resource: &str, divisor: &Value, path: &Path) -> Option<field::Error> {
     let divisor = match divisor {
         Value::String(s) => s.clone(),
-        Value::Number(n) => n.to_string(),
+        Value::Number(n) => n.to_string().into(),
         _ => return None,
     };
     const SIZES: &[&str] =
@@ -152,7 +152,7 @@ const SIZE_TEXT: &str = "1, 1k, 1M, 1G, 1T, 1P, 1E, 1Ki, 1Mi, 1Gi, 1Ti, 1Pi, 1Ei
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

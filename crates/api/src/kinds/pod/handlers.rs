@@ -1,8 +1,8 @@
 //! Validation of probes and lifecycle handlers.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use crate::kinds::access::{is_empty, items, part, present, text};
 use crate::kinds::checks::invalid_each;
@@ -103,7 +103,7 @@ fn port(port: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

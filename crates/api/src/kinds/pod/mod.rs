@@ -18,8 +18,8 @@ mod volumes;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use super::access::{is_empty, items_mut, number, part, present, put, text};
 use super::{Context, Kind, STATUS, Subresource, Version};

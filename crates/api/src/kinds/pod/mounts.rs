@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::volumes::{Volumes, descending_path, no_backsteps};
 use crate::kinds::access::{flag, items, part, present, text};

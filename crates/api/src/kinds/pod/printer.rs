@@ -1,6 +1,6 @@
 //! What `kubectl get pods` shows.
 
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use crate::kinds::access::{items, number, part, present, text};
 use crate::kinds::columns::{AGE, NAME, integer, text as column, wide};

@@ -3,9 +3,9 @@
 use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::quantity::Quantity;
-use serde_json::Value;
 
 use super::Rules;
 use crate::kinds::access::{entries, items, part, present};
@@ -148,7 +148,7 @@ pub(super) fn resource_requirements(requirements: &Value, path: &Path, _rules: &
 
 /// Faults of `overhead`: those of limits.
 pub(super) fn overhead(overhead: &Value, path: &Path, rules: &Rules) -> ErrorList {
-    resource_requirements(&serde_json::json!({ "limits": overhead }), path, rules)
+    resource_requirements(&pilothouse_apimachinery::json::json!({ "limits": overhead }), path, rules)
 }
 
 /// A pod's quality-of-service class, from the CPU and memory of its containers.
@@ -191,7 +191,7 @@ fn add_compute(list: &Value, sums: &mut BTreeMap<&'static str, Quantity>) -> usi
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

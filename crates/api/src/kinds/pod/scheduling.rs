@@ -1,9 +1,9 @@
 //! Validation of what a pod asks of the scheduler: affinity, tolerations, topology spread.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::validate_label_selector;
 use pilothouse_apimachinery::{go, names};
-use serde_json::{Value, json};
 
 use super::Rules;
 use crate::kinds::access::{items, number, part, present, text};

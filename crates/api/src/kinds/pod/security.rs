@@ -3,8 +3,8 @@
 use std::collections::HashSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::Rules;
 use super::volumes::descending_path;
@@ -225,7 +225,9 @@ fn windows_user(name: &str) -> Vec<String> {
 /// Faults of seccomp annotations, which v1.20 still reads beside the fields.
 pub(super) fn seccomp_annotations(annotations: &Value, path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
-    for (key, value) in crate::kinds::access::entries(&serde_json::json!({ "a": annotations }), "a") {
+    for (key, value) in
+        crate::kinds::access::entries(&pilothouse_apimachinery::json::json!({ "a": annotations }), "a")
+    {
         if key != SECCOMP_POD && !key.starts_with(SECCOMP_CONTAINER) {
             continue;
         }
@@ -272,7 +274,7 @@ pub(super) fn apparmor_annotations(annotations: &Value, spec: &Value, path: &Pat
 /// Faults where a seccomp annotation and the field for the same thing differ.
 pub(super) fn seccomp_mismatches(annotations: &Value, spec: &Value, spec_path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
-    if is_empty(&serde_json::json!({ "a": annotations }), "a") {
+    if is_empty(&pilothouse_apimachinery::json::json!({ "a": annotations }), "a") {
         return errs;
     }
     errs.extend(seccomp_mismatch(
@@ -318,7 +320,7 @@ fn seccomp_mismatch(annotations: &Value, key: &str, context: &Value, path: &Path
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! Validation of a pod's spec and of pod templates.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::{go, names};
-use serde_json::Value;
 
 use super::Rules;
 use super::containers::{containers, ephemeral_containers, init_containers};

@@ -1,8 +1,8 @@
 //! Validation of volume sources that are backed by storage outside the cluster, and of CSI volumes.
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::{go, names};
-use serde_json::Value;
 
 use super::volumes::descending_path;
 use crate::kinds::access::{entries, flag, is_empty, items, number, optional, part, present, text};
@@ -292,7 +292,7 @@ fn csi_driver_name(driver: &str, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -1,8 +1,8 @@
 //! What may change in a pod, and in its status.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::Rules;
 use super::diff;
@@ -263,7 +263,7 @@ pub(super) fn pod_ips(status: &Value) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -4,8 +4,8 @@
 use std::collections::HashSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::downward::{VOLUME_FIELDS, field_selector, resource_selector};
 use super::storage_volumes;
@@ -345,7 +345,7 @@ fn non_reserved_path(value: &str, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -2,11 +2,11 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::intstr;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::names::path_segment_name;
 use pilothouse_apimachinery::selector::validate_label_selector;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_apimachinery::{go, json};
-use serde_json::{Value, json};
 
 use crate::kinds::access::{number, part, present, put};
 use crate::kinds::columns::{AGE, NAME, integer, text as column};

@@ -2,7 +2,7 @@
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
 use pilothouse_apimachinery::json;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::kinds::access::{default_to, flag, is_empty, items, number, part, present, text};
 use crate::kinds::columns::{NAME, boolean, text as column};
@@ -323,7 +323,7 @@ fn row(policy: &Value, _context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

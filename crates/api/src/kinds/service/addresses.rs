@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, list_at, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use super::{HEADLESS, is_headless, type_of};
 use crate::go_print;
@@ -161,7 +161,7 @@ pub(super) fn families_change(new: &Value, old: &Value) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

@@ -6,12 +6,12 @@ mod validation;
 
 use std::collections::BTreeSet;
 
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
     copy, get, get_i64, has, list_at, list_mut, remove, set, set_default, str_at,
 };
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::{Value, json};
 
 use self::allocation::{
     has_external_policy, needs_cluster_ip, needs_health_check_port, needs_node_port, node_ports,

@@ -3,10 +3,10 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{get, get_i64, has, i64_at, list_at, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use super::addresses::{address_faults, addresses_change, families_change};
 use super::allocation::{has_external_policy, needs_health_check_port};
@@ -251,7 +251,7 @@ fn ports_together(ports: &[Value], type_: &str, path: &Path) -> ErrorList {
     for (i, port) in ports.iter().enumerate() {
         let number = get_i64(port, &["port"]);
         if !seen.insert((protocol(port), number)) {
-            let key = serde_json::json!({"protocol": protocol(port), "port": number});
+            let key = pilothouse_apimachinery::json::json!({"protocol": protocol(port), "port": number});
             errs.push(field::duplicate_shown(&path.index(i), &go_port(&key)));
         }
     }
@@ -372,7 +372,7 @@ pub fn load_balancer_status(status: &Value, path: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

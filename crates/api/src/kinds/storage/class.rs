@@ -3,9 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{bool_at, get, list_at, set_default, str_at};
 use pilothouse_apimachinery::names;
-use serde_json::Value;
 
 use super::VERSIONS;
 use crate::kinds::checks::{immutable_at, invalid_each, strings};
@@ -25,7 +25,7 @@ pub static STORAGE_CLASS: Kind = Kind {
     validate: |class, _| faults(class),
     validate_update: |new, old, _| {
         let mut errs = faults(new);
-        let empty = |v: &Value| v.as_object().is_none_or(serde_json::Map::is_empty);
+        let empty = |v: &Value| v.as_object().is_none_or(pilothouse_apimachinery::json::Map::is_empty);
         for name in ["parameters", "provisioner", "reclaimPolicy"] {
             let (n, o) = (get(new, &[name]), get(old, &[name]));
             if n != o && !(name == "parameters" && empty(n) && empty(o)) {
@@ -168,8 +168,8 @@ fn row(class: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::Release;
-    use serde_json::json;
 
     use super::*;
 

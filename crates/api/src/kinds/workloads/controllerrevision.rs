@@ -2,7 +2,7 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::go;
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::old;
 use crate::kinds::access::{flag, items, number, part, text};
@@ -87,7 +87,7 @@ fn row(revision: &Value, context: &RowContext) -> Vec<Value> {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

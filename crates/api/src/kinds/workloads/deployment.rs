@@ -1,8 +1,8 @@
 //! `Deployment`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::{go, json};
-use serde_json::{Value, json};
 
 use super::replicaset::selected_template;
 use super::template::{

@@ -1,9 +1,9 @@
 //! `StatefulSet`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::Selector;
 use pilothouse_apimachinery::{go, json};
-use serde_json::{Value, json};
 
 use super::template::{
     CONTAINERS_COLUMN, IMAGES_COLUMN, container_cells, default_template, drop_disabled, forever,

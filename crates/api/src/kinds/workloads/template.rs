@@ -2,8 +2,8 @@
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::go;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::{Selector, validate_label_selector};
-use serde_json::{Value, json};
 
 use crate::kinds::access::{is_empty, items, part, present, put, text};
 use crate::kinds::pod::{Rules, defaults, is_today, spec};

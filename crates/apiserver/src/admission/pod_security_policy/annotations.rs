@@ -1,7 +1,7 @@
 //! What policies say in annotations: seccomp and AppArmor profiles.
 
 use pilothouse_apimachinery::field::{self, Error, Path};
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{get, str_at};
 

@@ -1,7 +1,7 @@
 //! The strategies about users, groups and SELinux.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{get, i64_at, list_at, str_at};
 

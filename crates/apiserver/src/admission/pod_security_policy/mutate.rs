@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use super::{annotations, ids};
 use crate::json::{bool_at, containers_mut, get, has, list_at, set, str_at};

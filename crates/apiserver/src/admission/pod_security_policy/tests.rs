@@ -1,6 +1,6 @@
 //! Policies and pods as data.
 
-use serde_json::json;
+use pilothouse_apimachinery::json::json;
 
 use super::*;
 use crate::admission::test_create;

@@ -1,7 +1,7 @@
 //! What a policy refuses.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::{annotations, ids, volumes};
 use crate::json::{bool_at, containers, get, i64_at, list_at, str_at, texts};

@@ -1,7 +1,7 @@
 //! Which volumes a policy allows.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{bool_at, containers, get, list_at, str_at};
 
@@ -98,7 +98,7 @@ fn host(spec: &Value, pod: &Value, volume: &Value, at: &Path) -> ErrorList {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     use super::*;
 

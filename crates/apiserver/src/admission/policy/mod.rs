@@ -9,8 +9,8 @@ pub mod validating;
 use std::sync::Arc;
 
 use pilothouse_api::kinds::admissionregistration::expressions::{Environment, Gives, of_policy};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_cel::Program;
-use serde_json::Value;
 
 use super::expressions::{Asked, Input, Programs, conditions_hold};
 use super::webhook::rules::{self, GroupVersion};

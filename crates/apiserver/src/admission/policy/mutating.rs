@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pilothouse_api::kinds::admissionregistration::expressions::Gives;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::Value;
 
 use super::{Invocation, OUT_OF_BUDGET, Policies};
 use crate::admission::expressions::{Asked, Evaluation, Outcome, POLICY_BUDGET};
@@ -131,8 +131,8 @@ impl Plugin for Mutating {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
     use pilothouse_apimachinery::version::NEWEST;
-    use serde_json::json;
 
     use super::*;
     use crate::admission::expressions::Programs;

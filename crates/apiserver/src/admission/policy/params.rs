@@ -1,7 +1,7 @@
 //! The objects that parameterize a policy.
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::selector::Selector;
-use serde_json::Value;
 
 use crate::json::{get, has, str_at};
 use crate::request::{AdmissionRequest, Objects};

@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use async_trait::async_trait;
 use pilothouse_api::kinds::admissionregistration::expressions::{Environment, Gives};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use super::{Compiled, OUT_OF_BUDGET, Policies};
 use crate::admission::expressions::{Asked, Evaluation, Input, Outcome, POLICY_BUDGET};
@@ -181,7 +181,7 @@ impl Findings {
         }
         if !self.failures.is_empty() {
             self.failures.truncate(MAX_FAILURES);
-            let value = Value::Array(self.failures).to_string();
+            let value = Value::from(self.failures).to_string();
             r.warnings.annotate("validation.policy.admission.k8s.io/validation_failure", &value);
         }
         let Some((reason, message)) = self.denials.into_iter().next() else { return Ok(()) };

@@ -7,8 +7,8 @@ pub mod usage;
 use std::sync::Arc;
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 
 use self::usage::{Amounts, amounts};
 use crate::json::{get, set, str_at};

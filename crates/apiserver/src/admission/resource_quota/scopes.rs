@@ -1,6 +1,6 @@
 //! Which pods a quota is about.
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use crate::json::{get, has, i64_at, list_at, str_at, texts};
 
@@ -65,7 +65,7 @@ pub fn counts(quota: &Value, resource: &str, object: &Value) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     #[test]
     fn matches_scopes() {

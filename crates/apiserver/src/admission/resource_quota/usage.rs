@@ -2,8 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::quantity::{Format, Quantity};
-use serde_json::Value;
 
 use crate::json::{entry, get, has, list_at, str_at};
 
@@ -13,7 +13,7 @@ pub type Amounts = BTreeMap<String, Quantity>;
 /// The amounts of an object of quantities.
 pub fn amounts(v: &Value) -> Amounts {
     let map = v.as_object().into_iter().flatten();
-    map.filter_map(|(k, q)| Some((k.clone(), Quantity::parse(q.as_str()?).ok()?))).collect()
+    map.filter_map(|(k, q)| Some((k.to_string(), Quantity::parse(q.as_str()?).ok()?))).collect()
 }
 
 fn count(n: usize) -> Quantity {
@@ -189,7 +189,7 @@ pub fn unstated(pod: &Value, bounded: &Amounts) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use serde_json::json;
+    use pilothouse_apimachinery::json::json;
 
     fn shown(a: &Amounts) -> String {
         a.iter().map(|(k, v)| format!("{k}={v}")).collect::<Vec<_>>().join(",")

@@ -10,9 +10,9 @@ use async_trait::async_trait;
 use futures::future::join_all;
 use pilothouse_api::kinds::admissionregistration::expressions::Environment;
 use pilothouse_api::scheme::Scheme;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
-use serde_json::Value;
 
 use self::call::Answer;
 use self::rules::GroupVersion;

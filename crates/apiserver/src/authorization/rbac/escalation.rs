@@ -1,8 +1,8 @@
 //! Nobody may hand out more than they hold: checks of role and binding writes.
 
 use async_trait::async_trait;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
-use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -115,7 +115,7 @@ fn only_garbage_collection(new: &Value, old: &Value) -> bool {
         let mut v = v.clone();
         if let Some(m) = v.get_mut("metadata").and_then(Value::as_object_mut) {
             for field in ["ownerReferences", "finalizers", "managedFields", "resourceVersion"] {
-                m.insert(field.into(), json!(null));
+                m.insert(field, Value::Null);
             }
         }
         v
@@ -152,6 +152,8 @@ impl Plugin for Escalation {
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
+
     use super::*;
 
     #[test]

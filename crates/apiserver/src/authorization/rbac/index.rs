@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use serde_json::Value;
+use pilothouse_apimachinery::json::Value;
 
 use super::rules::Rule;
 use crate::json::{list_at, str_at};

@@ -4,10 +4,10 @@ use std::sync::LazyLock;
 
 use futures::future::BoxFuture;
 use futures::{FutureExt, StreamExt, TryStreamExt, stream};
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use serde::Deserialize;
-use serde_json::{Map, Value, json};
 
 use super::GROUP;
 use super::rules::{Rule, missing};
@@ -122,7 +122,7 @@ impl RoleRow {
             v["rules"] = self.rules(release).iter().map(Rule::to_value).collect();
         } else {
             // Its rules are the aggregation controller's business.
-            let labels: Map<String, Value> = [(label(&self.aggregates), json!("true"))].into_iter().collect();
+            let labels: Map = [(label(&self.aggregates), json!("true"))].into_iter().collect();
             v["aggregationRule"] = json!({"clusterRoleSelectors": [{"matchLabels": labels}]});
             v["rules"] = Value::Null;
         }
@@ -198,7 +198,7 @@ fn reconcile(stored: &mut Value, expected: &Value) -> bool {
     for map in ["labels", "annotations"] {
         for (k, v) in json::strings_at(expected, &["metadata", map]) {
             if json::entry(stored, &["metadata", map], k) != Some(v) {
-                json::ensure_object(stored, &["metadata", map]).insert(k.into(), v.into());
+                json::ensure_object(stored, &["metadata", map]).insert(k, v);
                 changed = true;
             }
         }

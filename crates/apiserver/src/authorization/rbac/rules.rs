@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use serde_json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json};
 
 use crate::json::texts;
 use crate::request::RequestInfo;

@@ -10,11 +10,11 @@ use std::time::Duration;
 use async_trait::async_trait;
 use pilothouse_api::kinds::service::allocation::{self as rules, Refusal};
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_store::Store;
-use serde_json::{Value, json};
 
 use self::allocator::{Addresses, Pool, Ports, Refused};
 use crate::config::Config;

@@ -10,10 +10,10 @@ use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use pilothouse_api::protobuf;
 use pilothouse_api::schema::Schema;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_store::{Expect, Outcome, Store};
-use serde_json::{Value, json};
 
 use crate::json::str_at;
 

@@ -1,6 +1,29 @@
-//! Short accessors on `serde_json::Value`, for code that looks into objects of many kinds.
+//! Values of JSON, which all objects are, and short accessors for code that looks into objects of many kinds.
+//!
+//! serde_json reads and writes them; its own `Value` is not used for objects, because copies of it are copies of
+//! everything below, and because a tree of maps is walked, compared and freed slowly.
 
-use serde_json::{Map, Value};
+mod convert;
+mod map;
+mod serde;
+mod value;
+
+pub use map::{Array, Entry, Iter, IterMut, Map};
+pub use serde::{Name, from_value, to_value};
+#[doc(hidden)]
+pub use serde_json;
+pub use value::{Key, Number, Text, Value, index};
+
+/// A value written as JSON, with expressions in it, as `serde_json::json!` has it.
+#[doc(hidden)]
+#[macro_export]
+macro_rules! __json {
+    ($($json:tt)+) => {
+        $crate::json::Value::from($crate::json::serde_json::json!($($json)+))
+    };
+}
+
+pub use __json as json;
 
 static NULL: Value = Value::Null;
 
@@ -45,7 +68,7 @@ pub fn list_mut<'a>(v: &'a mut Value, path: &[&str]) -> &'a mut [Value] {
 }
 
 /// The object at a path, if there is one.
-pub fn map_at<'a>(v: &'a Value, path: &[&str]) -> Option<&'a Map<String, Value>> {
+pub fn map_at<'a>(v: &'a Value, path: &[&str]) -> Option<&'a Map> {
     get(v, path).as_object()
 }
 
@@ -60,7 +83,7 @@ pub fn has(v: &Value, path: &[&str]) -> bool {
 }
 
 /// The object at a path for change; made, with all on the way to it, where something else or nothing is.
-pub fn ensure_object<'a>(v: &'a mut Value, path: &[&str]) -> &'a mut Map<String, Value> {
+pub fn ensure_object<'a>(v: &'a mut Value, path: &[&str]) -> &'a mut Map {
     let mut v = v;
     for key in path {
         v = as_map(v).entry(*key).or_insert(Value::Null);
@@ -68,7 +91,7 @@ pub fn ensure_object<'a>(v: &'a mut Value, path: &[&str]) -> &'a mut Map<String,
     as_map(v)
 }
 
-fn as_map(v: &mut Value) -> &mut Map<String, Value> {
+fn as_map(v: &mut Value) -> &mut Map {
     if !v.is_object() {
         *v = Value::Object(Map::new());
     }
@@ -85,7 +108,7 @@ pub fn ensure_list<'a>(v: &'a mut Value, path: &[&str]) -> &'a mut Vec<Value> {
         v = as_map(v).entry(*key).or_insert(Value::Null);
     }
     if !v.is_array() {
-        *v = Value::Array(Vec::new());
+        *v = Value::Array(Array::new());
     }
     match v {
         Value::Array(a) => a,
@@ -96,7 +119,7 @@ pub fn ensure_list<'a>(v: &'a mut Value, path: &[&str]) -> &'a mut Vec<Value> {
 /// Sets the value at a path; objects on the way are made.
 pub fn set(v: &mut Value, path: &[&str], value: impl Into<Value>) {
     if let Some((last, parents)) = path.split_last() {
-        ensure_object(v, parents).insert((*last).to_string(), value.into());
+        ensure_object(v, parents).insert(*last, value);
     } else {
         *v = value.into();
     }
@@ -112,7 +135,7 @@ pub fn set_default(v: &mut Value, path: &[&str], value: impl Into<Value>) {
 /// Removes the value at a path and gives it back.
 pub fn remove(v: &mut Value, path: &[&str]) -> Option<Value> {
     let (last, parents) = path.split_last()?;
-    get_mut(v, parents)?.as_object_mut()?.remove(*last)
+    get_mut(v, parents)?.as_object_mut()?.remove(last)
 }
 
 /// Copies the value at a path from one object to another; removes it there where the source has none.
@@ -143,8 +166,6 @@ pub fn deeper_than(v: &Value, max: usize) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     #[test]
