@@ -1,14 +1,11 @@
 //! Input that nobody should send: each gets an answer that says what is wrong, in bounded time and memory, and the
 //! server goes on.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
+use crate::common::{Api, LIMIT, start};
 use bytes::Bytes;
-use common::{Api, LIMIT, start};
 use futures::StreamExt;
 use http::Method;
 use http_body_util::{BodyExt, StreamBody};

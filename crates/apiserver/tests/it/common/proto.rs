@@ -1,7 +1,6 @@
 //! Protobuf as Kubernetes v1.20 writes it into etcd, by hand: field numbers of `k8s.io/api`'s `generated.proto` files
 //! (<https://github.com/kubernetes/api/tree/v0.20.2>), so that what reads it here is held against something else than
 //! its own writer.
-#![allow(dead_code, reason = "each test program uses its part of this")]
 
 use std::collections::BTreeMap;
 

@@ -1,12 +1,9 @@
 //! What reimplementations of the Kubernetes API get wrong: each with the outcome that clients count on.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::time::{Duration, Instant};
 
+use crate::common::{Api, LIMIT, start, start_newest};
 use bytes::Bytes;
-use common::{Api, LIMIT, start, start_newest};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use hyper_util::rt::TokioIo;

@@ -1,25 +1,17 @@
 //! One etcd, two API servers: what Kubernetes v1.20 has left in it is served here, and what is written here can be read
 //! by its rules.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-#[path = "../../store/tests/common/etcd.rs"]
-#[allow(dead_code, reason = "the store's own tests use all of it")]
-mod etcd;
-#[path = "common/proto.rs"]
-mod proto;
 
 use std::sync::Arc;
 use std::time::Duration;
 
+use crate::common::proto::{Message, THEN, fields, meta, uid};
+use crate::common::{Api, LIMIT, World, start_on};
+use crate::etcd::Etcd;
 use bytes::Bytes;
-use common::{Api, LIMIT, World, start_on};
-use etcd::Etcd;
 use http::{Method, StatusCode};
-use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
 use pilothouse_store::{Expect, Range, Store, prefix_end};
-use proto::{Message, THEN, fields, meta, uid};
+use pilothouse_apimachinery::json::{Value, json};
 
 const TEN: &str = "2021-01-01T00:00:00Z";
 

@@ -1,163 +1,17 @@
 //! Extension by who uses the server: conversion webhooks, rules in CEL, admission policies. Over real sockets.
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
-use std::convert::Infallible;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
-use hyper::body::Incoming;
-use hyper::service::service_fn;
-use hyper_util::rt::TokioIo;
 use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apiserver::config::Config;
-use pilothouse_apiserver::outbound::{Target, tls};
-use pilothouse_apiserver::request::full;
-use pilothouse_apiserver::server::{Server, open_store};
-use pilothouse_component_base::flags::{self, Flags};
-use pilothouse_component_base::signals::{Stop, Stopper};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use tempfile::TempDir;
 
-const LIMIT: Duration = Duration::from_secs(30);
-
-struct World {
-    _dir: TempDir,
-    _stopper: Stopper,
-    target: Target,
-}
-
-async fn start() -> World {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |p: &str| dir.path().join(p).display().to_string();
-    std::fs::write(path("tokens.csv"), "T,admin,1,\"system:masters\"\n").unwrap();
-    let args = [
-        "--storage-backend=embedded".to_string(),
-        format!("--data-dir={}", path("data")),
-        format!("--cert-dir={}", path("pki")),
-        format!("--token-auth-file={}", path("tokens.csv")),
-        "--bind-address=127.0.0.1".into(),
-        "--secure-port=0".into(),
-        "--authorization-mode=Node,RBAC".into(),
-        "--disable-admission-plugins=ServiceAccount".into(),
-    ];
-    let config =
-        Config::from_flags(&Flags::parse(&flags::table(pilothouse_apiserver::FLAGS), args).unwrap()).unwrap();
-    let (stopper, stop) = Stop::new();
-    let store = open_store(&config).await.unwrap();
-    let server = Server::start(config, store, stop).await.unwrap();
-    let pem = std::fs::read(path("pki/apiserver.crt")).unwrap();
-    let target = Target {
-        host: "localhost".into(),
-        port: server.address.port(),
-        addresses: vec![server.address],
-        tls: Some(tls::client(tls::Trust::Pem(&pem), None).unwrap()),
-    };
-    let world = World { _dir: dir, _stopper: stopper, target };
-    world.until("/readyz", |code, _| code == StatusCode::OK).await;
-    world
-}
-
-impl World {
-    async fn send(&self, method: Method, path: &str, media: &str, body: &Value) -> http::Response<Incoming> {
-        let request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("authorization", "Bearer T")
-            .header("content-type", media);
-        let body = if body.is_null() { Bytes::new() } else { body.to_string().into() };
-        self.target.send(request.body(full(body)).unwrap(), LIMIT).await.unwrap()
-    }
-
-    async fn json(&self, method: Method, path: &str, media: &str, body: &Value) -> (StatusCode, Value) {
-        let response = self.send(method, path, media, body).await;
-        let code = response.status();
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-    }
-
-    async fn get(&self, path: &str) -> (StatusCode, Value) {
-        self.json(Method::GET, path, "application/json", &Value::Null).await
-    }
-
-    async fn post(&self, path: &str, body: Value) -> (StatusCode, Value) {
-        self.json(Method::POST, path, "application/json", &body).await
-    }
-
-    async fn until(&self, path: &str, reached: impl Fn(StatusCode, &Value) -> bool) -> Value {
-        let look = async {
-            loop {
-                let (code, body) = self.get(path).await;
-                if reached(code, &body) {
-                    return body;
-                }
-                tokio::time::sleep(Duration::from_millis(20)).await;
-            }
-        };
-        tokio::time::timeout(LIMIT, look).await.expect(path)
-    }
-
-    /// Makes a definition and waits until all its versions are served.
-    async fn define(&self, crd: Value) {
-        let (code, made) =
-            self.post("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd.clone()).await;
-        assert_eq!(code, StatusCode::CREATED, "{made}");
-        for version in crd["spec"]["versions"].as_array().unwrap() {
-            let path = format!(
-                "/apis/{}/{}/{}",
-                crd["spec"]["group"].as_str().unwrap(),
-                version["name"].as_str().unwrap(),
-                crd["spec"]["names"]["plural"].as_str().unwrap()
-            );
-            self.until(&path, |code, _| code == StatusCode::OK).await;
-        }
-    }
-}
-
-/// What a webhook does with a review.
-type Answer = dyn Fn(Value) -> Value + Send + Sync;
-
-/// A webhook: its URL and its certificate in base64.
-async fn webhook(answer: Arc<Answer>) -> (String, String) {
-    let key = rcgen::KeyPair::generate().unwrap();
-    let cert =
-        rcgen::CertificateParams::new(vec!["localhost".to_string()]).unwrap().self_signed(&key).unwrap();
-    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.serialize_der()));
-    let config = rustls::ServerConfig::builder_with_provider(tls::provider())
-        .with_safe_default_protocol_versions()
-        .unwrap()
-        .with_no_client_auth()
-        .with_single_cert(vec![cert.der().clone()], der)
-        .unwrap();
-    let acceptor = tokio_rustls::TlsAcceptor::from(Arc::new(config));
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let url = format!("https://localhost:{}/hook", listener.local_addr().unwrap().port());
-    tokio::spawn(async move {
-        while let Ok((stream, _)) = listener.accept().await {
-            let (acceptor, answer) = (acceptor.clone(), answer.clone());
-            tokio::spawn(async move {
-                let Ok(stream) = acceptor.accept(stream).await else { return };
-                let serve = service_fn(move |request: http::Request<Incoming>| {
-                    let answer = answer.clone();
-                    async move {
-                        let body = request.into_body().collect().await.unwrap().to_bytes();
-                        let out = answer(serde_json::from_slice(&body).unwrap());
-                        Ok::<_, Infallible>(http::Response::new(full(out.to_string())))
-                    }
-                });
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), serve)
-                    .await;
-            });
-        }
-    });
-    (url, STANDARD.encode(cert.pem()))
-}
+use crate::common::webhook::webhook;
+use crate::common::{LIMIT, define, start_newest};
 
 /// Between v1 (`hostPort`) and v2 (`host` and `port`).
 fn convert(mut object: Value, to: &str) -> Value {
@@ -211,62 +65,68 @@ async fn a_webhook_converts_whatever_is_read_and_written() {
             "response": {"uid": review["request"]["uid"], "result": result, "convertedObjects": objects}})
     }))
     .await;
-    let world = start().await;
-    world.define(definition(&url, &bundle, "v1")).await;
+    let world = start_newest(&[]).await;
+    let api = world.api();
+    define(&api, definition(&url, &bundle, "v1")).await;
     let (v1, v2) = ("/apis/e.com/v1/namespaces/default/crons", "/apis/e.com/v2/namespaces/default/crons");
     let cron = |version: &str, name: &str| json!({"apiVersion": format!("e.com/{version}"), "kind": "Cron", "metadata": {"name": name}});
 
     let mut one = cron("v1", "one");
     one["hostPort"] = json!("h:1");
-    assert_eq!(world.post(v1, one).await.0, StatusCode::CREATED);
+    assert_eq!(api.post(v1, one).await.0, StatusCode::CREATED);
     assert_eq!(calls.load(Ordering::Relaxed), 0, "what is stored as it came needs no conversion");
     let mut two = cron("v2", "two");
     two["host"] = json!("g");
     two["port"] = json!("2");
-    let (code, made) = world.post(v2, two).await;
+    let (code, made) = api.post(v2, two).await;
     assert_eq!(
         (code, &made["host"], &made["port"]),
         (StatusCode::CREATED, &json!("g"), &json!("2")),
         "{made}"
     );
 
-    let (_, read) = world.get(&format!("{v2}/one")).await;
+    let (_, read) = api.get(&format!("{v2}/one")).await;
     assert_eq!(
         (&read["host"], &read["apiVersion"], read.get("hostPort")),
         (&json!("h"), &json!("e.com/v2"), None)
     );
     let before = calls.load(Ordering::Relaxed);
-    world.get(&format!("{v2}/one")).await;
+    api.get(&format!("{v2}/one")).await;
     assert_eq!(calls.load(Ordering::Relaxed), before, "a conversion is kept");
-    assert_eq!(world.get(&format!("{v1}/two")).await.1["hostPort"], "g:2");
-    let (_, list) = world.get(v2).await;
+    assert_eq!(api.get(&format!("{v1}/two")).await.1["hostPort"], "g:2");
+    let (_, list) = api.get(v2).await;
     let hosts: Vec<&str> =
         list["items"].as_array().unwrap().iter().map(|i| i["host"].as_str().unwrap()).collect();
     assert_eq!(hosts, ["h", "g"]);
 
     // Changes by way of the version that is not stored.
     let merge = "application/merge-patch+json";
-    let (code, patched) = world.json(Method::PATCH, &format!("{v2}/one"), merge, &json!({"port": "9"})).await;
+    let (code, patched) = api
+        .json(Method::PATCH, &format!("{v2}/one"), &[("content-type", merge)], &json!({"port": "9"}))
+        .await;
     assert_eq!(
         (code, &patched["port"], &patched["host"]),
         (StatusCode::OK, &json!("9"), &json!("h")),
         "{patched}"
     );
-    assert_eq!(world.get(&format!("{v1}/one")).await.1["hostPort"], "h:9");
+    assert_eq!(api.get(&format!("{v1}/one")).await.1["hostPort"], "h:9");
     let mut config = cron("v2", "three");
     config["host"] = json!("x");
     config["port"] = json!("3");
     let apply = "application/apply-patch+yaml";
     let path = format!("{v2}/three?fieldManager=m");
-    assert_eq!(world.json(Method::PATCH, &path, apply, &config).await.0, StatusCode::CREATED);
+    assert_eq!(
+        api.json(Method::PATCH, &path, &[("content-type", apply)], &config).await.0,
+        StatusCode::CREATED
+    );
     config["port"] = json!("4");
-    let (code, applied) = world.json(Method::PATCH, &path, apply, &config).await;
+    let (code, applied) = api.json(Method::PATCH, &path, &[("content-type", apply)], &config).await;
     assert_eq!((code, &applied["port"]), (StatusCode::OK, &json!("4")), "{applied}");
-    assert_eq!(world.get(&format!("{v1}/three")).await.1["hostPort"], "x:4");
+    assert_eq!(api.get(&format!("{v1}/three")).await.1["hostPort"], "x:4");
 
     // A watch shows its own version.
     let path = format!("{v2}?watch=true&timeoutSeconds=20&resourceVersion=0");
-    let mut events = world.send(Method::GET, &path, "application/json", &Value::Null).await.into_body();
+    let mut events = api.send(Method::GET, &path, &[], Bytes::new()).await.into_body();
     let mut seen = String::new();
     while seen.matches("\"type\":\"ADDED\"").count() < 3 {
         let frame = tokio::time::timeout(LIMIT, events.frame()).await.unwrap().unwrap().unwrap();
@@ -277,15 +137,15 @@ async fn a_webhook_converts_whatever_is_read_and_written() {
 
     // Another storage version: old objects are read on, new ones are stored in it.
     let crds = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/crons.e.com";
-    let (_, mut crd) = world.get(crds).await;
+    let (_, mut crd) = api.get(crds).await;
     crd["spec"]["versions"][0]["storage"] = json!(false);
     crd["spec"]["versions"][1]["storage"] = json!(true);
-    let (code, crd) = world.json(Method::PUT, crds, "application/json", &crd).await;
+    let (code, crd) = api.json(Method::PUT, crds, &[("content-type", "application/json")], &crd).await;
     assert_eq!((code, &crd["status"]["storedVersions"]), (StatusCode::OK, &json!(["v1", "v2"])));
     let mut four = cron("v2", "four");
     four["host"] = json!("f");
-    assert_eq!(world.post(v2, four).await.0, StatusCode::CREATED);
-    let all = world.until(v1, |_, list| list["items"].as_array().is_some_and(|i| i.len() == 4)).await;
+    assert_eq!(api.post(v2, four).await.0, StatusCode::CREATED);
+    let all = api.until(v1, |_, list| list["items"].as_array().is_some_and(|i| i.len() == 4)).await;
     let both: Vec<&str> =
         all["items"].as_array().unwrap().iter().map(|i| i["hostPort"].as_str().unwrap()).collect();
     assert_eq!(both, ["f:", "h:9", "x:4", "g:2"]);
@@ -293,16 +153,16 @@ async fn a_webhook_converts_whatever_is_read_and_written() {
     // A webhook that fails.
     let mut bad = cron("v1", "bad");
     bad["hostPort"] = json!("b:1");
-    let (code, status) = world.post(v1, bad).await;
+    let (code, status) = api.post(v1, bad).await;
     assert_eq!(code, StatusCode::INTERNAL_SERVER_ERROR);
     assert_eq!(status["message"], "conversion webhook for e.com/v1, Kind=Cron failed: I refuse");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn rules_and_policies_refuse() {
-    let world = start().await;
-    world
-        .define(json!({
+    let world = start_newest(&[]).await;
+    let api = world.api();
+    define(&api, json!({
             "apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition", "metadata": {"name": "apps.e.com"},
             "spec": {"group": "e.com", "scope": "Namespaced", "names": {"plural": "apps", "kind": "App"}, "versions": [{"name": "v1", "served": true, "storage": true,
                 "selectableFields": [{"jsonPath": ".spec.color"}],
@@ -314,29 +174,28 @@ async fn rules_and_policies_refuse() {
         .await;
     let apps = "/apis/e.com/v1/namespaces/default/apps";
     let app = |name: &str, min: i64, max: i64| json!({"apiVersion": "e.com/v1", "kind": "App", "metadata": {"name": name}, "spec": {"min": min, "max": max, "color": name}});
-    let (code, status) = world.post(apps, app("a", 3, 2)).await;
+    let (code, status) = api.post(apps, app("a", 3, 2)).await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
     assert_eq!(status["message"], "App.e.com \"a\" is invalid: spec: Invalid value: min must not exceed max");
-    assert_eq!(world.post(apps, app("a", 1, 2)).await.0, StatusCode::CREATED);
-    assert_eq!(world.post(apps, app("b", 1, 2)).await.0, StatusCode::CREATED);
+    assert_eq!(api.post(apps, app("a", 1, 2)).await.0, StatusCode::CREATED);
+    assert_eq!(api.post(apps, app("b", 1, 2)).await.0, StatusCode::CREATED);
     let merge = "application/merge-patch+json";
-    let (_, status) =
-        world.json(Method::PATCH, &format!("{apps}/a"), merge, &json!({"spec": {"max": 1}})).await;
+    let (_, status) = api
+        .json(Method::PATCH, &format!("{apps}/a"), &[("content-type", merge)], &json!({"spec": {"max": 1}}))
+        .await;
     assert_eq!(status["message"], "App.e.com \"a\" is invalid: spec: Invalid value: max shrinks to 1");
-    let (_, chosen) = world.get(&format!("{apps}?fieldSelector=spec.color%3Db")).await;
+    let (_, chosen) = api.get(&format!("{apps}?fieldSelector=spec.color%3Db")).await;
     assert_eq!(chosen["items"].as_array().unwrap().len(), 1, "{chosen}");
 
     let registration = "/apis/admissionregistration.k8s.io/v1";
     let rules = json!({"resourceRules": [{"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE", "UPDATE"], "resources": ["configmaps"]}]});
-    let (code, made) = world
-        .post(&format!("{registration}/validatingadmissionpolicies"), json!({
+    let (code, made) = api.post(&format!("{registration}/validatingadmissionpolicies"), json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "ValidatingAdmissionPolicy", "metadata": {"name": "small"},
             "spec": {"matchConstraints": rules, "variables": [{"name": "n", "expression": "size(object.?data.orValue({}))"}],
                 "validations": [{"expression": "variables.n < 2", "messageExpression": "'too many: ' + string(variables.n)"}]}}))
         .await;
     assert_eq!(code, StatusCode::CREATED, "{made}");
-    let (code, made) = world
-        .post(&format!("{registration}/mutatingadmissionpolicies"), json!({
+    let (code, made) = api.post(&format!("{registration}/mutatingadmissionpolicies"), json!({
             "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingAdmissionPolicy", "metadata": {"name": "mark"},
             "spec": {"matchConstraints": rules, "reinvocationPolicy": "Never", "mutations": [{"patchType": "ApplyConfiguration",
                 "applyConfiguration": {"expression": "Object{metadata: Object.metadata{labels: {'seen': request.userInfo.username}}}"}}]}}))
@@ -349,14 +208,14 @@ async fn rules_and_policies_refuse() {
             binding["spec"]["validationActions"] = json!(["Deny"]);
         }
         let path = format!("{registration}/{}admissionpolicybindings", kind.to_lowercase());
-        let (code, made) = world.post(&path, binding).await;
+        let (code, made) = api.post(&path, binding).await;
         assert_eq!(code, StatusCode::CREATED, "{made}");
     }
     let maps = "/api/v1/namespaces/default/configmaps";
     let map = |data: Value| json!({"apiVersion": "v1", "kind": "ConfigMap", "metadata": {"generateName": "m-"}, "data": data});
-    let (code, made) = world.post(maps, map(json!({"a": "1"}))).await;
+    let (code, made) = api.post(maps, map(json!({"a": "1"}))).await;
     assert_eq!((code, &made["metadata"]["labels"]["seen"]), (StatusCode::CREATED, &json!("admin")), "{made}");
-    let (code, status) = world.post(maps, map(json!({"a": "1", "b": "2"}))).await;
+    let (code, status) = api.post(maps, map(json!({"a": "1", "b": "2"}))).await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY, "{status}");
     let message = status["message"].as_str().unwrap();
     assert!(
@@ -382,8 +241,9 @@ async fn admission_webhooks_see_what_they_want_to_see() {
             "allowed": true, "patchType": "JSONPatch", "patch": STANDARD.encode(patch.to_string())}})
     }))
     .await;
-    let world = start().await;
-    world.define(definition(&url, &bundle, "v1")).await;
+    let world = start_newest(&[]).await;
+    let api = world.api();
+    define(&api, definition(&url, &bundle, "v1")).await;
     let configuration = json!({
         "apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration", "metadata": {"name": "m"},
         "webhooks": [{"name": "m.hook.e.com", "sideEffects": "None", "admissionReviewVersions": ["v1"], "clientConfig": {"url": url, "caBundle": bundle},
@@ -392,22 +252,22 @@ async fn admission_webhooks_see_what_they_want_to_see() {
     let path = "/apis/admissionregistration.k8s.io/v1/mutatingwebhookconfigurations";
     let mut wrong = configuration.clone();
     wrong["webhooks"][0]["matchConditions"][0]["expression"] = json!("object.metadata.name ==");
-    let (code, status) = world.post(path, wrong).await;
+    let (code, status) = api.post(path, wrong).await;
     assert_eq!(code, StatusCode::UNPROCESSABLE_ENTITY);
     let message = status["message"].as_str().unwrap();
     assert!(message.contains("webhooks[0].matchConditions[0].expression: Invalid value"), "{message}");
-    let (code, made) = world.post(path, configuration).await;
+    let (code, made) = api.post(path, configuration).await;
     assert_eq!(code, StatusCode::CREATED, "{made}");
 
     // The rule is about v1: a request for v2 is converted for it, and what it changed is converted back.
     let crons = "/apis/e.com/v2/namespaces/default/crons";
     let cron = |name: &str| json!({"apiVersion": "e.com/v2", "kind": "Cron", "metadata": {"name": name}, "host": "h", "port": "1"});
-    let (code, made) = world.post(crons, cron("one")).await;
+    let (code, made) = api.post(crons, cron("one")).await;
     assert_eq!(
         (code, &made["metadata"]["labels"], &made["host"]),
         (StatusCode::CREATED, &json!({"saw": "v1"}), &json!("h")),
         "{made}"
     );
-    let (code, made) = world.post(crons, cron("left-alone")).await;
+    let (code, made) = api.post(crons, cron("left-alone")).await;
     assert_eq!((code, made["metadata"].get("labels")), (StatusCode::CREATED, None), "{made}");
 }

@@ -1,13 +1,9 @@
 //! The server over a real socket, with the embedded store: what crosses its parts.
 
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
-
 use std::time::Duration;
 
+use crate::common::{LIMIT, start, start_on};
 use bytes::Bytes;
-use common::{LIMIT, start, start_on};
 use http::{Method, StatusCode};
 use http_body_util::BodyExt;
 use pilothouse_apimachinery::json::{Value, json};

@@ -1,9 +1,6 @@
 //! What flags switch on and off, on a running server.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
 
-mod common;
-
-use common::{Api, start};
+use crate::common::{Api, start};
 use http::{Method, StatusCode};
 use pilothouse_apimachinery::json::{Value, json};
 

@@ -1,5 +1,7 @@
 //! An API server over a real socket, for tests: started on a store, spoken to by HTTPS.
-#![allow(dead_code, reason = "each test program uses its part of this")]
+
+pub(crate) mod proto;
+pub(crate) mod webhook;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -147,10 +149,50 @@ impl Api {
         self.json(Method::DELETE, path, &[], &Value::Null).await
     }
 
+    /// Asks as the user of this token.
+    pub(crate) async fn ask(&self, token: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
+        let user = format!("Bearer {token}");
+        let headers = [("authorization", user.as_str()), ("content-type", "application/json")];
+        let (code, answer) = self.json(method.parse().unwrap(), path, &headers, &body).await;
+        (code.as_u16(), answer)
+    }
+
+    /// Creates what must be creatable; answers what was made.
+    pub(crate) async fn create(&self, path: &str, body: Value) -> Value {
+        let (code, made) = self.post(path, body).await;
+        assert_eq!(code, StatusCode::CREATED, "{made}");
+        made
+    }
+
+    /// Reads again and again until the answer is as wanted.
+    pub(crate) async fn until(&self, path: &str, reached: impl Fn(StatusCode, &Value) -> bool) -> Value {
+        let look = async {
+            loop {
+                let (code, body) = self.get(path).await;
+                if reached(code, &body) {
+                    return body;
+                }
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        };
+        tokio::time::timeout(LIMIT, look).await.expect(path)
+    }
+
     pub(crate) async fn watch(&self, path: &str) -> Events {
         let response = self.send(Method::GET, path, &[], Bytes::new()).await;
         assert_eq!(response.status(), StatusCode::OK);
         Events { body: response.into_body(), buffer: Vec::new() }
+    }
+}
+
+/// Makes a CustomResourceDefinition and waits until all its versions are served.
+pub(crate) async fn define(api: &Api, crd: Value) {
+    api.create("/apis/apiextensions.k8s.io/v1/customresourcedefinitions", crd.clone()).await;
+    for version in crd["spec"]["versions"].as_array().unwrap() {
+        let text = |value: &Value| value.as_str().unwrap().to_string();
+        let (group, plural) = (text(&crd["spec"]["group"]), text(&crd["spec"]["names"]["plural"]));
+        let path = format!("/apis/{group}/{}/{plural}", text(&version["name"]));
+        api.until(&path, |code, _| code == StatusCode::OK).await;
     }
 }
 

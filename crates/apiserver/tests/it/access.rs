@@ -1,122 +1,36 @@
 //! Who may do what, and tunnels to kubelets, over real sockets.
-#![expect(clippy::unwrap_used, reason = "what fails here is a failed test")]
 
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
 use futures::StreamExt;
+use http::Method;
 use http_body_util::{BodyExt, StreamBody};
 use hyper::body::{Frame, Incoming};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apiserver::config::Config;
-use pilothouse_apiserver::outbound::{Target, tls};
+use pilothouse_apiserver::outbound::tls;
 use pilothouse_apiserver::request::{Body, full};
-use pilothouse_apiserver::server::{Server, open_store};
-use pilothouse_component_base::flags::{self, Flags};
-use pilothouse_component_base::signals::{Stop, Stopper};
-use tempfile::TempDir;
+use pilothouse_apimachinery::json::{Value, json};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpListener;
 use tokio::sync::Notify;
 
-const LIMIT: Duration = Duration::from_secs(30);
+use crate::common::{Api, LIMIT, start};
 
-struct World {
-    _dir: TempDir,
-    _stopper: Stopper,
-    target: Target,
-}
-
-async fn start() -> World {
-    let dir = tempfile::tempdir().unwrap();
-    let path = |p: &str| dir.path().join(p).display().to_string();
-    std::fs::write(path("tokens.csv"), "T,admin,1,\"system:masters\"\nJ,jane,2\n").unwrap();
-    let args = [
-        "--emulated-version=1.20".to_string(),
-        "--storage-backend=embedded".into(),
-        format!("--data-dir={}", path("data")),
-        format!("--cert-dir={}", path("pki")),
-        format!("--token-auth-file={}", path("tokens.csv")),
-        "--bind-address=127.0.0.1".into(),
-        "--secure-port=0".into(),
-        "--authorization-mode=Node,RBAC".into(),
-        "--disable-admission-plugins=ServiceAccount".into(),
-    ];
-    let config =
-        Config::from_flags(&Flags::parse(&flags::table(pilothouse_apiserver::FLAGS), args).unwrap()).unwrap();
-    let (stopper, stop) = Stop::new();
-    let store = open_store(&config).await.unwrap();
-    let server = Server::start(config, store, stop).await.unwrap();
-    let pem = std::fs::read(path("pki/apiserver.crt")).unwrap();
-    let target = Target {
-        host: "localhost".into(),
-        port: server.address.port(),
-        addresses: vec![server.address],
-        tls: Some(tls::client(tls::Trust::Pem(&pem), None).unwrap()),
-    };
-    let world = World { _dir: dir, _stopper: stopper, target };
-    tokio::time::timeout(LIMIT, async {
-        while world.ask("T", "GET", "/readyz", Value::Null).await.0 != 200 {
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-    .await
-    .expect("the server does not become ready");
-    world
-}
-
-impl World {
-    async fn send(
-        &self,
-        token: &str,
-        method: &str,
-        path: &str,
-        headers: &[(&str, &str)],
-        body: Value,
-    ) -> http::Response<Incoming> {
-        let body = if body.is_null() { Bytes::new() } else { Bytes::from(body.to_string()) };
-        let mut request = http::Request::builder()
-            .method(method)
-            .uri(path)
-            .header("authorization", format!("Bearer {token}"))
-            .header("content-type", "application/json");
-        for (k, v) in headers {
-            request = request.header(*k, *v);
-        }
-        self.target.send(request.body(full(body)).unwrap(), LIMIT).await.unwrap()
-    }
-
-    async fn ask(&self, token: &str, method: &str, path: &str, body: Value) -> (u16, Value) {
-        let response = self.send(token, method, path, &[], body).await;
-        let code = response.status().as_u16();
-        let bytes = response.into_body().collect().await.unwrap().to_bytes();
-        (code, serde_json::from_slice(&bytes).unwrap_or(Value::Null))
-    }
-
-    async fn create(&self, path: &str, body: Value) -> Value {
-        let (code, made) = self.ask("T", "POST", path, body).await;
-        assert_eq!(code, 201, "{made}");
-        made
-    }
-
-    /// A node whose kubelet listens on this port, and a pod that is bound to it.
-    async fn node_and_pod(&self, port: u16) {
-        self.create("/api/v1/nodes", json!({"metadata": {"name": "n1"}})).await;
-        let (_, mut node) = self.ask("T", "GET", "/api/v1/nodes/n1", Value::Null).await;
-        node["status"] = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
-            "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}});
-        assert_eq!(self.ask("T", "PUT", "/api/v1/nodes/n1/status", node).await.0, 200);
-        let spec = json!({"containers": [{"name": "c", "image": "i"}]});
-        self.create("/api/v1/namespaces/default/pods", json!({"metadata": {"name": "p"}, "spec": spec}))
-            .await;
-        let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
-        let (code, _) = self.ask("T", "POST", "/api/v1/namespaces/default/pods/p/binding", binding).await;
-        assert_eq!(code, 201);
-    }
+/// A node whose kubelet listens on this port, and a pod that is bound to it.
+async fn node_and_pod(api: &Api, port: u16) {
+    api.create("/api/v1/nodes", json!({"metadata": {"name": "n1"}})).await;
+    let (_, mut node) = api.ask("T", "GET", "/api/v1/nodes/n1", Value::Null).await;
+    node["status"] = json!({"addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
+        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}}});
+    assert_eq!(api.ask("T", "PUT", "/api/v1/nodes/n1/status", node).await.0, 200);
+    let spec = json!({"containers": [{"name": "c", "image": "i"}]});
+    api.create("/api/v1/namespaces/default/pods", json!({"metadata": {"name": "p"}, "spec": spec})).await;
+    let binding = json!({"metadata": {"name": "p"}, "target": {"kind": "Node", "name": "n1"}});
+    let (code, _) = api.ask("T", "POST", "/api/v1/namespaces/default/pods/p/binding", binding).await;
+    assert_eq!(code, 201);
 }
 
 /// A kubelet with TLS: logs come in two pieces, the second when told; streams answer in capitals once the other side
@@ -183,11 +97,12 @@ async fn answer(
 
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_come_as_they_are_written() {
-    let world = start().await;
+    let world = start(&[]).await;
+    let api = world.api();
     let second = Arc::new(Notify::new());
-    world.node_and_pod(kubelet(second.clone()).await).await;
+    node_and_pod(&api, kubelet(second.clone()).await).await;
     let path = "/api/v1/namespaces/default/pods/p/log?follow=true";
-    let response = world.send("T", "GET", path, &[], Value::Null).await;
+    let response = api.send(Method::GET, path, &[], Bytes::new()).await;
     assert_eq!(response.headers()["content-type"], "text/plain");
     let mut body = response.into_body();
     let first = tokio::time::timeout(LIMIT, body.frame()).await.unwrap().unwrap().unwrap();
@@ -198,11 +113,12 @@ async fn logs_come_as_they_are_written() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn streams_end_in_one_direction_at_a_time() {
-    let world = start().await;
-    world.node_and_pod(kubelet(Arc::default()).await).await;
+    let world = start(&[]).await;
+    let api = world.api();
+    node_and_pod(&api, kubelet(Arc::default()).await).await;
     let path = "/api/v1/namespaces/default/pods/p/exec?container=c&stdin=1&stdout=true&command=tr";
     let headers = [("connection", "Upgrade"), ("upgrade", "SPDY/3.1")];
-    let response = world.send("T", "POST", path, &headers, Value::Null).await;
+    let response = api.send(Method::POST, path, &headers, Bytes::new()).await;
     assert_eq!(response.status(), 101);
     let mut stream = TokioIo::new(hyper::upgrade::on(response).await.unwrap());
     stream.write_all(b"hello").await.unwrap();
@@ -210,21 +126,23 @@ async fn streams_end_in_one_direction_at_a_time() {
     let mut all = Vec::new();
     tokio::time::timeout(LIMIT, stream.read_to_end(&mut all)).await.unwrap().unwrap();
     assert_eq!(all, b"HELLO");
-    let refused = world.send("J", "POST", path, &headers, Value::Null).await;
+    let as_jane = [headers[0], headers[1], ("authorization", "Bearer J")];
+    let refused = api.send(Method::POST, path, &as_jane, Bytes::new()).await;
     assert_eq!(refused.status(), 403);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn tokens_die_with_what_they_are_bound_to() {
-    let world = start().await;
-    world.create("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "bot"}})).await;
-    let secret = world.create("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
+    let world = start(&[]).await;
+    let api = world.api();
+    api.create("/api/v1/namespaces/default/serviceaccounts", json!({"metadata": {"name": "bot"}})).await;
+    let secret = api.create("/api/v1/namespaces/default/secrets", json!({"metadata": {"name": "s"}})).await;
     let reference =
         json!({"apiVersion": "v1", "kind": "Secret", "name": "s", "uid": secret["metadata"]["uid"]});
     let path = "/api/v1/namespaces/default/serviceaccounts/bot/token";
-    let made = world.create(path, json!({"spec": {"boundObjectRef": reference}})).await;
+    let made = api.create(path, json!({"spec": {"boundObjectRef": reference}})).await;
     let token = made["status"]["token"].as_str().unwrap();
-    let (code, refusal) = world.ask(token, "GET", "/api/v1/namespaces/default/pods", Value::Null).await;
+    let (code, refusal) = api.ask(token, "GET", "/api/v1/namespaces/default/pods", Value::Null).await;
     assert_eq!(code, 403);
     assert!(
         refusal["message"]
@@ -233,31 +151,32 @@ async fn tokens_die_with_what_they_are_bound_to() {
             .contains("User \"system:serviceaccount:default:bot\" cannot list")
     );
     let path = "/api/v1/namespaces/default/secrets/s";
-    assert_eq!(world.ask("T", "DELETE", path, Value::Null).await.0, 200);
+    assert_eq!(api.ask("T", "DELETE", path, Value::Null).await.0, 200);
     // Tokens are checked against the cache; a consistent read brings it up to the deletion.
-    assert_eq!(world.ask("T", "GET", path, Value::Null).await.0, 404);
-    assert_eq!(world.ask(token, "GET", "/api/v1/namespaces/default/pods", Value::Null).await.0, 401);
+    assert_eq!(api.ask("T", "GET", path, Value::Null).await.0, 404);
+    assert_eq!(api.ask(token, "GET", "/api/v1/namespaces/default/pods", Value::Null).await.0, 401);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn nobody_gives_away_what_he_does_not_hold() {
-    let world = start().await;
+    let world = start(&[]).await;
+    let api = world.api();
     let rbac = "/apis/rbac.authorization.k8s.io/v1/namespaces/default";
     let rule = |verbs: Value, group: &str, resources: Value| json!({"verbs": verbs, "apiGroups": [group], "resources": resources});
     let roles = rule(json!(["create"]), "rbac.authorization.k8s.io", json!(["roles", "rolebindings"]));
     let own =
         json!({"metadata": {"name": "own"}, "rules": [roles, rule(json!(["get"]), "", json!(["pods"]))]});
-    world.create(&format!("{rbac}/roles"), own).await;
+    api.create(&format!("{rbac}/roles"), own).await;
     let bind = |name: &str, kind: &str, role: &str, user: &str| {
         json!({"metadata": {"name": name},
             "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": kind, "name": role},
             "subjects": [{"kind": "User", "name": user}]})
     };
-    world.create(&format!("{rbac}/rolebindings"), bind("own", "Role", "own", "jane")).await;
+    api.create(&format!("{rbac}/rolebindings"), bind("own", "Role", "own", "jane")).await;
     let role = |name: &str, verbs: Value| json!({"metadata": {"name": name}, "rules": [rule(verbs, "", json!(["pods"]))]});
     let roles = format!("{rbac}/roles");
-    assert_eq!(world.ask("J", "POST", &roles, role("a", json!(["get"]))).await.0, 201);
-    let (code, refusal) = world.ask("J", "POST", &roles, role("b", json!(["get", "delete"]))).await;
+    assert_eq!(api.ask("J", "POST", &roles, role("a", json!(["get"]))).await.0, 201);
+    let (code, refusal) = api.ask("J", "POST", &roles, role("b", json!(["get", "delete"]))).await;
     assert_eq!(code, 403);
     assert_eq!(
         refusal["message"],
@@ -265,7 +184,7 @@ async fn nobody_gives_away_what_he_does_not_hold() {
          to grant RBAC permissions not currently held:\n{APIGroups:[\"\"], Resources:[\"pods\"], Verbs:[\"delete\"]}"
     );
     let bindings = format!("{rbac}/rolebindings");
-    assert_eq!(world.ask("J", "POST", &bindings, bind("c", "Role", "a", "eve")).await.0, 201);
-    let (code, _) = world.ask("J", "POST", &bindings, bind("d", "ClusterRole", "cluster-admin", "eve")).await;
+    assert_eq!(api.ask("J", "POST", &bindings, bind("c", "Role", "a", "eve")).await.0, 201);
+    let (code, _) = api.ask("J", "POST", &bindings, bind("d", "ClusterRole", "cluster-admin", "eve")).await;
     assert_eq!(code, 403);
 }

@@ -1,11 +1,8 @@
 //! Encryption at rest: what lies in the store, and what clients see.
-#![expect(clippy::unwrap_used, reason = "a test fails by panicking")]
-
-mod common;
 
 use std::sync::Arc;
 
-use common::{World, start_on};
+use crate::common::{World, start_on};
 use http::StatusCode;
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_store::Store;
