@@ -43,6 +43,11 @@ pub async fn dispatch(
     match parts.as_slice() {
         ["api" | "apis", ..] | ["version"] => {
             let Some(document) = discovery_document(&state, &context, &parts)? else {
+                if let ["apis", group, ..] = parts.as_slice()
+                    && !handlers::knows_group(&state, group)
+                {
+                    return Ok(handlers::nothing_here());
+                }
                 return Err(Status::no_such_path());
             };
             if !is_read(&context) {

@@ -76,10 +76,30 @@ impl Object {
     }
 }
 
-fn include(context: &RequestContext) -> Result<IncludeObject, Status> {
+/// What rows of a table are to hold; only asked where a table is.
+fn include(context: &RequestContext, shape: Shape) -> Result<IncludeObject, Status> {
     let given = context.param("includeObject").unwrap_or("");
-    IncludeObject::parse(given)
-        .ok_or_else(|| Status::bad_request(format!("unrecognized includeObject value: {given:?}")))
+    match IncludeObject::parse(given) {
+        Some(include) => Ok(include),
+        None if !matches!(shape, Shape::Table(_)) => Ok(IncludeObject::default()),
+        None => Err(Status::bad_request(format!(
+            "Unable to convert to Table as requested: includeObject: Invalid value: {given:?}: must be 'Metadata', 'Object', 'None', or empty"
+        ))),
+    }
+}
+
+/// The name of a kind's type in Kubernetes, where it works on it: `core.Pod`.
+fn go_type(resource: &Resource, kind: &str) -> String {
+    if resource.is_custom() {
+        let list = if kind.ends_with("List") { "UnstructuredList" } else { "Unstructured" };
+        return format!("unstructured.{list}");
+    }
+    let package = match resource.group.split('.').next().unwrap_or("") {
+        "" | "events" => "core",
+        "extensions" => "networking",
+        package => package,
+    };
+    format!("{package}.{kind}")
 }
 
 fn now() -> i64 {
@@ -107,7 +127,7 @@ impl Encoder {
             format!("{:?} {:?} {} {part}", form.media, form.shape, endpoint.resource.api_version).into()
         };
         let keys = ["", "item", "ADDED", "MODIFIED", "DELETED"].map(key);
-        Ok(Encoder { endpoint: endpoint.clone(), form, include: include(context)?, keys })
+        Ok(Encoder { endpoint: endpoint.clone(), form, include: include(context, form.shape)?, keys })
     }
 
     /// Negotiates for a watch.
@@ -175,6 +195,16 @@ impl Encoder {
 
     /// An answer of one object.
     pub fn object(&self, code: StatusCode, object: &Object) -> Result<Response, Status> {
+        if let Shape::MetadataList(_) = self.form.shape {
+            let type_ = go_type(&self.endpoint.resource, self.kind());
+            return Err(Status::failure(
+                406,
+                "NotAcceptable",
+                format!(
+                    "you requested PartialObjectMetadataList, but the requested object is not a list (*{type_})"
+                ),
+            ));
+        }
         let body: Bytes = match (self.form.media, self.form.shape, object) {
             (Media::Json, Shape::Object, Object::Entry(e)) if !self.form.pretty => {
                 let mut body = self.json_of(e, e.revision)?.to_vec();
@@ -188,7 +218,7 @@ impl Encoder {
                 let value = object.value();
                 let shown = match shape {
                     Shape::Object => self.versioned(&value),
-                    Shape::Metadata(_) => self.metadata(&value),
+                    Shape::Metadata(_) | Shape::MetadataList(_) => self.metadata(&value),
                     Shape::Table(_) => {
                         let meta = ListMeta {
                             resource_version: text(&value, "/metadata/resourceVersion"),
@@ -268,6 +298,16 @@ impl Encoder {
         entries: &[Arc<Entry>],
     ) -> Result<Response, Status> {
         let resource = &self.endpoint.resource;
+        if let Shape::Metadata(_) = self.form.shape {
+            let type_ = go_type(resource, &resource.list_kind);
+            return Err(Status::failure(
+                406,
+                "NotAcceptable",
+                format!("you requested PartialObjectMetadata, but the requested object is a list (*{type_})"),
+            ));
+        }
+        let partial = ListMeta { remaining: None, ..meta.clone() };
+        let meta = if let Shape::MetadataList(_) = self.form.shape { &partial } else { meta };
         match (self.form.media, self.form.shape) {
             (Media::Json, Shape::Object) if !self.form.pretty => {
                 let head = format!(
@@ -278,7 +318,12 @@ impl Encoder {
                 );
                 self.joined(context, head, entries, |e| self.item_of(e))
             }
-            (Media::Json, Shape::Metadata(_)) if !self.form.pretty => {
+            (Media::Json, Shape::MetadataList(_)) if !self.form.pretty && entries.is_empty() => {
+                let list = json!({"kind": "PartialObjectMetadataList", "apiVersion": self.form.shape.meta_version(),
+                    "metadata": meta.to_value(), "items": null});
+                Ok(respond::parts(context, self.content_type(), vec![self.document(Media::Json, &list)]))
+            }
+            (Media::Json, Shape::MetadataList(_)) if !self.form.pretty => {
                 let head = format!(
                     "{{\"kind\":\"PartialObjectMetadataList\",\"apiVersion\":\"{}\",\"metadata\":{},\"items\":[",
                     self.form.shape.meta_version(),
@@ -331,11 +376,7 @@ impl Encoder {
                                     }
                                     v
                                 }
-                                _ => {
-                                    let mut v = self.metadata(o);
-                                    strip_type(&mut v);
-                                    v
-                                }
+                                _ => self.metadata(o),
                             })
                             .collect();
                         let custom = shape == Shape::Object && resource.is_custom();
@@ -368,10 +409,8 @@ impl Encoder {
 
     /// The metadata of an item of a `PartialObjectMetadataList`, JSON.
     fn metadata_of(&self, entry: &Entry) -> Result<Bytes, Status> {
-        entry_form(entry, &"metadata item".into(), || {
-            let mut partial = self.metadata(&entry.object());
-            strip_type(&mut partial);
-            Ok(serde_json::to_vec(&partial).unwrap_or_default().into())
+        entry_form(entry, &self.keys[1], || {
+            Ok(serde_json::to_vec(&self.metadata(&entry.object())).unwrap_or_default().into())
         })
     }
 
@@ -471,7 +510,7 @@ impl EventEncoder for WatchEncoder {
             (Media::Protobuf, Shape::Object) => e.to_protobuf(&e.versioned(&at_revision()))?,
             (Media::Protobuf, _) => e.meta_protobuf(&e.metadata(&at_revision()), true)?,
             (_, Shape::Object) => e.json_of(entry, revision)?,
-            (_, Shape::Metadata(_)) => {
+            (_, Shape::Metadata(_) | Shape::MetadataList(_)) => {
                 serde_json::to_vec(&e.metadata(&at_revision())).unwrap_or_default().into()
             }
             (_, Shape::Table(_)) => {
@@ -494,7 +533,7 @@ impl EventEncoder for WatchEncoder {
             Shape::Object => {
                 json!({"kind": e.kind(), "apiVersion": e.api_version(), "metadata": metadata})
             }
-            Shape::Metadata(_) => {
+            Shape::Metadata(_) | Shape::MetadataList(_) => {
                 json!({"kind": "PartialObjectMetadata", "apiVersion": e.form.shape.meta_version(), "metadata": metadata})
             }
             Shape::Table(_) => {

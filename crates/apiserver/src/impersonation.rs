@@ -71,8 +71,8 @@ fn wishes(headers: &HeaderMap, release: Release) -> Result<Option<(Vec<Wish>, Us
         let orphan = !groups.is_empty() || !extra.is_empty() || !uid.is_empty();
         return if orphan {
             Err(Status::internal(format!(
-                "requested {:?} without impersonating a user",
-                asked(&groups, &extra)
+                "requested [{}] without impersonating a user",
+                asked(&groups, &extra).join(" ")
             )))
         } else {
             Ok(None)
@@ -102,8 +102,11 @@ fn wishes(headers: &HeaderMap, release: Release) -> Result<Option<(Vec<Wish>, Us
     Ok(Some((list, user)))
 }
 
+/// What was asked for without a user, as Go prints references to objects: their fields, most of them empty.
 fn asked(groups: &[String], extra: &[(String, String)]) -> Vec<String> {
-    groups.iter().cloned().chain(extra.iter().map(|(k, v)| format!("{k}={v}"))).collect()
+    let groups = groups.iter().map(|g| format!("{{Group  {g}    }}"));
+    let extra = extra.iter().map(|(k, v)| format!("{{UserExtra  {v}  authentication.k8s.io/v1  {k}}}"));
+    groups.chain(extra).collect()
 }
 
 /// The groups that come with being somebody.

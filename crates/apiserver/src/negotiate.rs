@@ -48,13 +48,17 @@ pub enum Shape {
     Table(bool),
     /// Its metadata; `true` for `meta.k8s.io/v1`, `false` for `v1beta1`.
     Metadata(bool),
+    /// A list of metadata; likewise.
+    MetadataList(bool),
 }
 
 impl Shape {
     /// `meta.k8s.io/v1` or `meta.k8s.io/v1beta1`, for shapes other than the object itself.
     pub fn meta_version(self) -> &'static str {
         match self {
-            Shape::Table(false) | Shape::Metadata(false) => "meta.k8s.io/v1beta1",
+            Shape::Table(false) | Shape::Metadata(false) | Shape::MetadataList(false) => {
+                "meta.k8s.io/v1beta1"
+            }
             _ => "meta.k8s.io/v1",
         }
     }
@@ -188,7 +192,8 @@ fn with_params(media: Media, params: &[(&str, &str)], transforms: bool) -> Optio
         match kind {
             _ if !transforms => return None,
             "Table" if media != Media::Protobuf => Shape::Table(v1),
-            "PartialObjectMetadata" | "PartialObjectMetadataList" => Shape::Metadata(v1),
+            "PartialObjectMetadata" => Shape::Metadata(v1),
+            "PartialObjectMetadataList" => Shape::MetadataList(v1),
             _ => return None,
         }
     };
@@ -260,7 +265,7 @@ mod tests {
             ),
             (
                 "application/json;as=PartialObjectMetadataList;v=v1;g=meta.k8s.io",
-                Some((Json, Metadata(true))),
+                Some((Json, MetadataList(true))),
             ),
             ("application/json;stream=watch", Some((Json, Object))),
             ("application/json;stream=other", None),

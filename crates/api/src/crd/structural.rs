@@ -31,7 +31,7 @@ pub struct Rules {
     pub validations: bool,
 }
 
-const TYPES: &[&str] = &["array", "boolean", "integer", "null", "number", "object", "string"];
+const TYPES: &[&str] = &["array", "boolean", "integer", "number", "object", "string"];
 const META: &[&str] = &["apiVersion", "kind", "metadata"];
 
 /// The fields of a schema that may stand beside the root where there is a status subresource, with their names in Go.
@@ -115,7 +115,11 @@ pub fn has_extensions(schema: &Value) -> bool {
 
 /// Whether a schema names types that OpenAPI does not have.
 pub fn has_invalid_types(schema: &Value) -> bool {
-    any(schema, &|s| !str_at(s, &["type"]).is_empty() && !TYPES.contains(&str_at(s, &["type"])))
+    any(schema, &|s| {
+        !str_at(s, &["type"]).is_empty()
+            && str_at(s, &["type"]) != "null"
+            && !TYPES.contains(&str_at(s, &["type"]))
+    })
 }
 
 /// Whether a schema has sets of items that are not atomic.
@@ -252,7 +256,7 @@ fn openapi(s: &Value, path: &Path, place: &Place, rules: &Rules, errors: &mut Er
 /// What OpenAPI v3 has and Kubernetes does not allow.
 fn allowed(s: &Value, path: &Path, place: &Place, rules: &Rules, errors: &mut ErrorList) {
     let type_ = str_at(s, &["type"]);
-    if rules.valid_types && !type_.is_empty() && !TYPES.contains(&type_) {
+    if rules.valid_types && !["", "null"].contains(&type_) && !TYPES.contains(&type_) {
         errors.push(field::not_supported(&path.child("type"), type_, TYPES));
     }
     if let (Some(reason), false) = (&place.no_defaults, get(s, &["default"]).is_null()) {

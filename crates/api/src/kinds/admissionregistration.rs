@@ -8,7 +8,7 @@ mod webhook;
 use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::list_at;
 
-use super::columns::{AGE, NAME, text};
+use super::columns::{AGE, NAME, integer};
 use super::{Column, Kind, RowContext, Version};
 use crate::table::{age_cell, name_cell};
 
@@ -26,7 +26,7 @@ pub static KINDS: &[&Kind] = &[
 
 const COLUMNS: &[Column] = &[
     NAME,
-    text("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration"),
+    integer("Webhooks", "Webhooks indicates the number of webhooks registered in this configuration"),
     AGE,
 ];
 

@@ -8,7 +8,7 @@ use pilothouse_apimachinery::json::{bool_at, copy, get, get_i64, has, list_at, s
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::time::Timestamp;
 
-use super::checks::invalid_each;
+use super::checks::{invalid_each, metadata_for_status};
 use super::columns::{AGE, NAME, text};
 use super::{Context, Kind, RowContext, STATUS, Version};
 use crate::table::{age_cell, name_cell};
@@ -35,7 +35,12 @@ pub static API_SERVICE: Kind = Kind {
     },
     prepare_create,
     prepare_update: |new, old, context| {
-        copy(new, old, if context.subresource == "status" { &["spec"] } else { &["status"] });
+        if context.subresource == "status" {
+            copy(new, old, &["spec"]);
+            metadata_for_status(new, old);
+        } else {
+            copy(new, old, &["status"]);
+        }
     },
     validate: |service, _| faults(service),
     validate_update: |new, _, context| {

@@ -8,7 +8,7 @@ use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, list_at, list_mut, remove, set, set_default, str_at};
+use pilothouse_apimachinery::json::{copy, get, has, list_at, list_mut, remove, set, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::time::Timestamp;
 
@@ -132,7 +132,9 @@ fn default(csr: &mut Value, context: &Context) {
         set(csr, &["spec", "signerName"], signer);
     }
     for condition in list_mut(csr, &["status", "conditions"]) {
-        set_default(condition, &["status"], "True");
+        if str_at(condition, &["status"]).is_empty() {
+            set(condition, &["status"], "True");
+        }
     }
 }
 

@@ -1,8 +1,7 @@
 //! Checks that several kinds need.
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, copy, get, list_at, str_at};
 use pilothouse_apimachinery::names;
 
 /// Text of the error of a field that must not change.
@@ -11,6 +10,13 @@ pub const IMMUTABLE: &str = "field is immutable";
 /// One `Invalid` error for each message.
 pub fn invalid_each(path: &Path, value: &str, messages: Vec<String>) -> ErrorList {
     messages.iter().map(|m| field::invalid(path, value, m)).collect()
+}
+
+/// What of the metadata an update of the status leaves as it was, in kinds that say so.
+pub fn metadata_for_status(new: &mut Value, old: &Value) {
+    for name in ["labels", "annotations", "finalizers", "ownerReferences"] {
+        copy(new, old, &["metadata", name]);
+    }
 }
 
 /// An error where two strings, numbers or truth values differ.

@@ -287,7 +287,7 @@ fn row(event: &Value, context: &RowContext) -> Vec<Value> {
         last => last.to_string(),
     };
     let (last, count) = if has(event, &["series"]) {
-        (str_at(event, &["series", "lastObservedTime"]).to_string(), get_i64(event, &["series", "count"]))
+        (str_at(event, &["series", "lastObservedTime"]).to_string(), get_i64(event, &["series", "count"]) + 1)
     } else {
         (last, get_i64(event, &["count"]).max(1))
     };

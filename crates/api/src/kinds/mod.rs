@@ -140,6 +140,8 @@ pub struct Kind {
     pub has_generation: bool,
     /// First minor release in which it has one, where that is not v1.20: jobs got theirs later.
     pub generation_since: u32,
+    /// Whether a new object's generation is the only one it ever has.
+    pub keeps_generation: bool,
     /// Whether a change of `metadata.annotations` raises the generation too: deployments.
     pub generation_on_annotations: bool,
     /// Whether a deletion that names no propagation policy orphans what the object owns, by the version of the
@@ -255,6 +257,7 @@ impl Kind {
             invalid_group: None,
             has_generation: false,
             generation_since: 0,
+            keeps_generation: false,
             generation_on_annotations: false,
             orphans_by_default: |_| false,
             create_on_update: false,

@@ -39,27 +39,32 @@ pub fn from_object(plural: &str, object: &Value) -> Result<Value, Status> {
     Ok(scale)
 }
 
-/// Faults of a Scale that is to be written, metadata excluded.
+/// Faults of a Scale that is to be written.
 pub fn validate(scale: &Value) -> ErrorList {
-    let replicas = number(part(scale, "spec"), "replicas");
-    if replicas < 0 {
-        return vec![field::invalid(&Path::new("spec").child("replicas"), replicas, NEGATIVE)];
+    let mut errs = ErrorList::new();
+    if text(part(scale, "metadata"), "namespace").is_empty() {
+        errs.push(field::required(&Path::new("metadata").child("namespace"), ""));
     }
-    ErrorList::new()
+    errs.extend(validate_replicas(scale));
+    errs
 }
 
-/// Writes a Scale's replicas and resource version to the workload. `resource` and `group` are the workload's
-/// (`deployments`, `apps`). Fails where the Scale is invalid or is that of another object.
-pub fn apply(group: &str, resource: &str, object: &mut Value, scale: &Value) -> Result<(), Status> {
+/// Faults of the number of replicas alone, which is all that is looked at for custom resources.
+pub fn validate_replicas(scale: &Value) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let replicas = number(part(scale, "spec"), "replicas");
+    if replicas < 0 {
+        errs.push(field::invalid(&Path::new("spec").child("replicas"), replicas, NEGATIVE));
+    }
+    errs
+}
+
+/// Writes a Scale's replicas and resource version to the workload. Fails where the Scale is invalid.
+pub fn apply(object: &mut Value, scale: &Value) -> Result<(), Status> {
     let name = json::str_at(object, &["metadata", "name"]).to_string();
     let errs = validate(scale);
     if !errs.is_empty() {
         return Err(Status::invalid("autoscaling", "Scale", &name, &errs));
-    }
-    let (wanted, uid) = (text(part(scale, "metadata"), "uid"), json::str_at(object, &["metadata", "uid"]));
-    if !wanted.is_empty() && wanted != uid {
-        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
-        return Err(Status::conflict(group, &format!("{resource}/scale"), &name, &why));
     }
     json::set(object, &["spec", "replicas"], number(part(scale, "spec"), "replicas"));
     json::copy(object, scale, &["metadata", "resourceVersion"]);
@@ -84,13 +89,14 @@ mod tests {
             json!({"name": "d", "namespace": "n", "uid": "u", "resourceVersion": "5"})
         );
         scale["spec"]["replicas"] = json!(7);
-        apply("apps", "deployments", &mut deployment, &scale).unwrap();
+        apply(&mut deployment, &scale).unwrap();
         assert_eq!(deployment["spec"]["replicas"], 7);
         scale["spec"]["replicas"] = json!(-1);
-        assert_eq!(apply("apps", "deployments", &mut deployment, &scale).unwrap_err().code, 422);
+        assert_eq!(apply(&mut deployment, &scale).unwrap_err().code, 422);
         scale["spec"]["replicas"] = json!(1);
-        scale["metadata"]["uid"] = json!("other");
-        assert_eq!(apply("apps", "deployments", &mut deployment, &scale).unwrap_err().code, 409);
+        scale["metadata"]["namespace"] = json!("");
+        let error = apply(&mut deployment, &scale).unwrap_err();
+        assert_eq!(error.message, "Scale.autoscaling \"d\" is invalid: metadata.namespace: Required value");
     }
 
     #[test]

@@ -26,6 +26,7 @@ pub static PRIORITY_CLASS: Kind = Kind {
     namespaced: false,
     short_names: &["pc"],
     has_generation: true,
+    keeps_generation: true,
     storage_version: "scheduling.k8s.io/v1",
     default: |class, _| set_default(class, &["preemptionPolicy"], "PreemptLowerPriority"),
     validate: |class, _| faults(class),

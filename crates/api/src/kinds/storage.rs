@@ -8,7 +8,7 @@ use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{bool_at, copy, get, has, set, str_at};
 use pilothouse_apimachinery::names;
 
-use super::checks::{invalid_each, node_name};
+use super::checks::{invalid_each, metadata_for_status, node_name};
 use super::columns::{AGE, NAME, boolean, text};
 use super::core::persistent_volume_source::csi_driver_name;
 use super::{Column, Context, Kind, RowContext, STATUS, Version};
@@ -45,9 +45,7 @@ pub static VOLUME_ATTACHMENT: Kind = Kind {
     prepare_update: |new, old, context| {
         if context.subresource == "status" {
             copy(new, old, &["spec"]);
-            for name in ["labels", "annotations", "finalizers", "ownerReferences"] {
-                copy(new, old, &["metadata", name]);
-            }
+            metadata_for_status(new, old);
         } else if context.api_version == "storage.k8s.io/v1" {
             copy(new, old, &["status"]);
         }
@@ -149,6 +147,11 @@ pub static STORAGE_VERSION_MIGRATION: Kind = Kind {
     )
 };
 
+/// How long the message of an attachment's error may be.
+const MAX_ERROR_BYTES: usize = 1024;
+/// How long its metadata may be; the complaint about a message names this one, too.
+const MAX_METADATA_BYTES: usize = 256 * 1024;
+
 fn attachment_faults(attachment: &Value) -> ErrorList {
     let mut errs = ErrorList::new();
     let path = Path::new("spec");
@@ -173,6 +176,11 @@ fn attachment_faults(attachment: &Value) -> ErrorList {
     }
     let node = str_at(attachment, &["spec", "nodeName"]);
     errs.extend(node_name(node, &path.child("nodeName")));
+    for name in ["attachError", "detachError"] {
+        if str_at(attachment, &["status", name, "message"]).len() > MAX_ERROR_BYTES {
+            errs.push(field::too_long(&Path::new("status").child(name).child("message"), MAX_METADATA_BYTES));
+        }
+    }
     errs
 }
 

@@ -14,7 +14,7 @@ pub fn apply(object: &Value, patch: &[u8], release: Release) -> Result<Value> {
         }
     };
     let patch: Value = serde_json::from_slice(patch).map_err(|_| invalid())?;
-    if patch.is_null() {
+    if !patch.is_object() && !patch.is_array() {
         return Err(invalid());
     }
     let mut out = object.clone();

@@ -105,8 +105,20 @@ const LATER: [&str; 1] = ["ephemeralcontainers"];
 /// Fields that selectors of v1.20 may not name.
 const SELECTABLE_LATER: [(&str, &str); 2] = [("Pod", "spec.hostNetwork"), ("ReplicaSet", "status.replicas")];
 
-fn selectable_names(kind: &Kind, release: Release) -> Vec<Arc<str>> {
-    let there = |name: &&&str| release > Release::V1_20 || !SELECTABLE_LATER.contains(&(kind.kind, **name));
+/// Names of fields of events that only the core group has, or only `events.k8s.io`.
+const OF_CORE_EVENTS: &[&str] = &["involvedObject.", "reportingComponent", "source"];
+const OF_NEW_EVENTS: &[&str] = &["regarding.", "reportingController"];
+
+fn selectable_names(kind: &Kind, group: &str, release: Release) -> Vec<Arc<str>> {
+    let strange: &[&str] = match (kind.kind, group) {
+        ("Event", "") => OF_NEW_EVENTS,
+        ("Event", _) => OF_CORE_EVENTS,
+        _ => &[],
+    };
+    let there = |name: &&&str| {
+        (release > Release::V1_20 || !SELECTABLE_LATER.contains(&(kind.kind, **name)))
+            && !strange.iter().any(|s| name.starts_with(s))
+    };
     kind.selectable_field_names.iter().filter(there).map(|s| Arc::from(*s)).collect()
 }
 
@@ -165,7 +177,7 @@ impl Resource {
             subresources: subresources.collect(),
             release,
             served,
-            selectable_names: selectable_names(kind, release),
+            selectable_names: selectable_names(kind, version.group, release),
             storage_prefix: kind.storage_prefix.into(),
             body: Body::BuiltIn {
                 kind,

@@ -45,7 +45,8 @@ impl Resource {
                                 json::get(new, &annotations),
                                 json::get(old, &annotations),
                             ));
-                    let generation = get_i64(old, &["metadata", "generation"]) + i64::from(changed);
+                    let raise = changed && !kind.keeps_generation;
+                    let generation = get_i64(old, &["metadata", "generation"]) + i64::from(raise);
                     if generation != 0 {
                         json::set(new, &["metadata", "generation"], generation);
                     }

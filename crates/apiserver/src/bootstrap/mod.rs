@@ -55,7 +55,7 @@ async fn once(state: &ServerState) -> Result<(), Status> {
     namespaces(objects).await?;
     let roles = async {
         if state.config.authorization_modes.iter().any(|m| m == "RBAC") {
-            rbac::policy::run(objects, state.release).await?;
+            rbac::policy::run(objects, state.release, &state.config.feature_gates).await?;
         }
         Ok(())
     };

@@ -9,6 +9,7 @@ use pilothouse_api::kinds::scheduling::SYSTEM_CLASSES;
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::{Details, Status};
 use pilothouse_apimachinery::time::Timestamp;
+use pilothouse_apimachinery::version::Release;
 
 use super::Call;
 use super::lifecycle;
@@ -111,9 +112,31 @@ pub fn read_options(call: &Call, body: &Bytes) -> Result<DeleteOptions, Status> 
         return DeleteOptions::from_query(&call.context);
     }
     let media = negotiate::body_media(call.context.header(header::CONTENT_TYPE), negotiate::ALL)?;
-    let options = request::decode_meta(call.state.release, "DeleteOptions", body, media.decoder())?;
+    let decoded = request::decode_meta(call.state.release, "DeleteOptions", body, media.decoder());
+    let options = decoded.map_err(|e| unreadable_options(call, body, e))?;
     call.note_request(|| serde_json::to_vec(&options).unwrap_or_default());
     DeleteOptions::from_value(&options)
+}
+
+/// What v1.20 makes of a body that is no `DeleteOptions`: it does not say that it is the client's fault.
+fn unreadable_options(call: &Call, body: &Bytes, e: Status) -> Status {
+    if call.state.release > Release::V1_20 || e.code != 400 {
+        return e;
+    }
+    let given: Value = serde_json::from_slice(body).unwrap_or_default();
+    let (group, version) =
+        str_at(&given, &["apiVersion"]).split_once('/').unwrap_or(("", str_at(&given, &["apiVersion"])));
+    let kind = str_at(&given, &["kind"]);
+    let text = if call.state.registry.scheme().by_kind(group, version, kind).is_some() {
+        format!("converting ({version}.{kind}) to (v1.DeleteOptions): unknown conversion")
+    } else {
+        let head = "the object provided is unrecognized (must be of type DeleteOptions): ";
+        match e.message.strip_prefix(head).and_then(|text| text.rsplit_once(" (")) {
+            Some((text, _)) => text.to_string(),
+            None => return e,
+        }
+    };
+    Status::failure(500, "", text)
 }
 
 /// Deletes an object of the request's namespace, admission included.
@@ -185,6 +208,12 @@ pub fn preconditions(
 ) -> Result<(), Status> {
     let r = &endpoint.resource;
     let uid = str_at(object, &["metadata", "uid"]);
+    // Namespaces have a storage of their own.
+    let is_namespace = endpoint.hub.group.is_empty() && &*endpoint.hub.plural == "namespaces";
+    if is_namespace && let Some(wanted) = options.uid.as_deref().filter(|w| *w != uid) {
+        let why = format!("Precondition failed: UID in precondition: {wanted}, UID in object meta: {uid}");
+        return Err(Status::conflict(&r.group, &r.plural, name, &why));
+    }
     if let Some(wanted) = options.uid.as_deref().filter(|w| *w != uid) {
         let why = format!(
             "the UID in the precondition ({wanted}) does not match the UID in record ({uid}). The object might have been deleted and then recreated"
@@ -192,6 +221,12 @@ pub fn preconditions(
         return Err(Status::conflict(&r.group, &r.kind, name, &why));
     }
     let version = str_at(object, &["metadata", "resourceVersion"]);
+    if is_namespace && let Some(wanted) = options.resource_version.as_deref().filter(|w| *w != version) {
+        let why = format!(
+            "Precondition failed: ResourceVersion in precondition: {wanted}, ResourceVersion in object meta: {version}"
+        );
+        return Err(Status::conflict(&r.group, &r.plural, name, &why));
+    }
     if let Some(wanted) = options.resource_version.as_deref().filter(|w| *w != version) {
         let why = format!(
             "the ResourceVersion in the precondition ({wanted}) does not match the ResourceVersion in record ({version}). The object might have been modified"

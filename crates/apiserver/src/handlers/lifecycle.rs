@@ -87,9 +87,7 @@ pub fn check_version(target: Target<'_>, object: &mut Value, old: &Value) -> Res
             Err(Status::invalid(&r.group, &r.plural, name, &vec![error]))
         }
         given if given == current => Ok(()),
-        given if given.parse::<u64>().is_err() => Err(super::version::parse_version(given)
-            .err()
-            .unwrap_or_else(|| Status::modified(&r.group, &r.plural, name))),
+        given if given.parse::<u64>().is_err() => Err(super::version::unreadable_version(given)),
         _ => Err(Status::modified(&r.group, &r.plural, name)),
     }
 }

@@ -17,7 +17,7 @@ pub mod websocket;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{Method, header};
+use http::{Method, StatusCode, header};
 use parking_lot::Mutex;
 use pilothouse_api::decode::request::Media;
 use pilothouse_api::kinds::Context;
@@ -33,6 +33,7 @@ pub use crate::options::FieldValidation;
 use crate::raw;
 use crate::registry::Endpoint;
 use crate::request::{AdmissionRequest, Operation, RequestBody, RequestContext, Response};
+use crate::respond;
 use crate::state::ServerState;
 
 /// One request for a resource.
@@ -230,6 +231,9 @@ fn allowed(endpoint: &Endpoint, context: &RequestContext) -> Option<Vec<Method>>
     let (r, info) = (&endpoint.resource, &context.info);
     let is_namespace = r.group.is_empty() && &*r.plural == "namespaces";
     let in_namespace = !info.namespace.is_empty() && !is_namespace;
+    if is_namespace && !info.namespace.is_empty() && info.name != info.namespace {
+        return None;
+    }
     let collection =
         matches!(info.verb.as_str(), "list" | "watch" | "deletecollection") || info.name.is_empty();
     if in_namespace && !r.namespaced || (r.namespaced && !in_namespace && !collection) {
@@ -255,6 +259,16 @@ fn allowed(endpoint: &Endpoint, context: &RequestContext) -> Option<Vec<Method>>
     Some(verbs.iter().filter_map(method).collect())
 }
 
+/// Whether there are built-in kinds in a group.
+pub fn knows_group(state: &ServerState, group: &str) -> bool {
+    group.is_empty() || state.registry.scheme().resources().any(|r| &*r.group == group && !r.is_custom())
+}
+
+/// 404 for what is below `/apis` in a group that nobody serves: Go's own, without a Status.
+pub fn nothing_here() -> Response {
+    respond::text(StatusCode::NOT_FOUND, "404 page not found\n")
+}
+
 /// Handles a request for a resource.
 pub async fn handle(
     state: Arc<ServerState>,
@@ -263,7 +277,11 @@ pub async fn handle(
 ) -> Result<Response, Status> {
     let info = &context.info;
     if state.registry.scheme().resource(&info.group, &info.version, &info.resource).is_none() {
-        return Err(Status::no_such_path());
+        return if knows_group(&state, &info.group) {
+            Err(Status::no_such_path())
+        } else {
+            Ok(nothing_here())
+        };
     }
     if let Some(special) = state.special.find(&info.group, &info.resource, &info.subresource, &info.verb) {
         return special(state.clone(), context.clone(), body).await;
@@ -274,7 +292,7 @@ pub async fn handle(
     };
     let methods = allowed(&endpoint, &context).ok_or_else(Status::no_such_path)?;
     let method = &context.parts.method;
-    if !methods.contains(method) {
+    if !methods.contains(method) || (info.verb == "watch" && *method != Method::GET) {
         return Err(if endpoint.resource.is_custom() {
             Status::method_not_supported(&endpoint.resource.group, &endpoint.resource.plural, &info.verb)
         } else {

@@ -8,11 +8,11 @@ use pilothouse_apimachinery::field::{self, Path};
 use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 
-use super::update::{Step, change};
+use super::update::{Step, change, check_name};
 use super::{Call, create};
 use crate::cache::entry::Entry;
 use crate::fields;
-use crate::json::{remove, set, str_at};
+use crate::json::{copy, remove, set, str_at};
 use crate::negotiate::unknown_format;
 use crate::options::{FieldValidation, WriteOptions};
 use crate::raw;
@@ -96,11 +96,13 @@ impl Patch {
             PatchType::Merge => patch::merge::apply(object, &self.body, call.state.release),
             PatchType::Strategic => {
                 let schema = call.endpoint.resource.schema().ok_or_else(|| Status::internal("no schema"))?;
-                patch::strategic::apply(
-                    apply::Type::built_in(schema.catalogue, schema.type_),
-                    object,
-                    &self.body,
-                )
+                let type_ = apply::Type::built_in(schema.catalogue, schema.type_);
+                let mut out = patch::strategic::apply(type_, object, &self.body)?;
+                // It is a patch of this kind's fields, among which its name is not.
+                for field in ["apiVersion", "kind"] {
+                    copy(&mut out, object, &[field]);
+                }
+                Ok(out)
             }
             PatchType::Apply => Ok(self.config.clone().unwrap_or(Value::Null)),
         }
@@ -184,7 +186,11 @@ fn patched(call: &Call, old: &Value, patch: &Patch, options: &WriteOptions) -> R
     let before = fields::shown(&call.endpoint, old);
     let document = || patch.patched(call, &before);
     match call.endpoint.resource.decode_value(document()?) {
-        Ok(decoded) => complete(call, decoded, options.field_validation),
+        Ok(decoded) => {
+            let object = complete(call, decoded, options.field_validation)?;
+            check_name(call, &object)?;
+            Ok(object)
+        }
         Err(e) => Err(unreadable(&document()?, &e)),
     }
 }

@@ -9,8 +9,8 @@ use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 
 use super::patch::Patch;
-use super::update::{Step, change};
-use super::{Call, read};
+use super::update::{Step, change, check_name};
+use super::{Call, lifecycle, read};
 use crate::fields;
 use crate::json::{copy, set, str_at};
 use crate::negotiate::{self, Media};
@@ -60,13 +60,7 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
     let body = body.collect().await?;
     let options = WriteOptions::read(&call.context, "UpdateOptions", None, call.state.release)?;
     let scale = decode(call, &body, media, options.field_validation)?;
-    let name = str_at(&scale, &["metadata", "name"]);
-    if name != call.name() {
-        return Err(Status::bad_request(format!(
-            "the name of the object ({name}) does not match the name on the URL ({})",
-            call.name()
-        )));
-    }
+    check_name(call, &scale)?;
     write(call, &options, "UpdateOptions", |_| Ok(scale.clone())).await
 }
 
@@ -109,7 +103,8 @@ fn decode_patched(call: &Call, document: Value) -> Result<Value, Status> {
 }
 
 fn check(call: &Call, scale: &Value) -> Result<(), Status> {
-    let mut errors = kinds::validate(scale);
+    let custom = call.endpoint.resource.is_custom();
+    let mut errors = if custom { kinds::validate_replicas(scale) } else { kinds::validate(scale) };
     if !scale.pointer("/spec/replicas").is_none_or(Value::is_i64) {
         errors.push(field::invalid(
             &Path::new("spec").child("replicas"),
@@ -143,11 +138,14 @@ async fn write(
         let step = async {
             let before = scale_of(call, &old)?;
             let scale = next(&before)?;
+            let (wanted, found) = (str_at(&scale, &["metadata", "uid"]), str_at(&old, &["metadata", "uid"]));
+            let key = endpoint.storage.full_key(&call.key());
+            lifecycle::check_uid(endpoint, &key, call.name(), wanted, found)?;
             check(call, &scale)?;
             let mut object = old.clone();
             match endpoint.resource.as_custom() {
                 Some(custom) => custom.apply_scale(&mut object, &scale)?,
-                None => kinds::apply(&endpoint.hub.group, &endpoint.hub.plural, &mut object, &scale)?,
+                None => kinds::apply(&mut object, &scale)?,
             }
             let version = str_at(&scale, &["metadata", "resourceVersion"]).to_string();
             set(&mut object, &["metadata", "resourceVersion"], json!(version));

@@ -37,7 +37,9 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
             let old = current.as_ref().map(|e| fields::typed(&call.endpoint, e.object()));
             let found = old.as_ref().map_or("", |old| str_at(old, &["metadata", "uid"]));
             let full = call.endpoint.storage.full_key(&key);
-            lifecycle::check_uid(&call.endpoint, &full, call.name(), &wanted_uid, found)?;
+            if old.is_some() || !is_service(call) {
+                lifecycle::check_uid(&call.endpoint, &full, call.name(), &wanted_uid, found)?;
+            }
             match current.zip(old) {
                 None => Ok(None),
                 Some((current, old)) => {
@@ -73,7 +75,8 @@ pub async fn update(call: &Call, body: RequestBody) -> Result<Response, Status> 
     }
 }
 
-fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
+/// Whether an object is the one that the request names.
+pub fn check_name(call: &Call, object: &Value) -> Result<(), Status> {
     let (name, url) = (str_at(object, &["metadata", "name"]), call.name());
     if name.is_empty() {
         return Err(Status::bad_request(format!(
@@ -103,8 +106,9 @@ pub enum Step {
     Again,
 }
 
-/// Whether the kind is checked before its resource version is, as v1.20's storage of services does.
-fn validates_first(call: &Call) -> bool {
+/// Services have a storage of their own in v1.20: it looks whether the object is there first, and validates before it
+/// looks at the resource version.
+fn is_service(call: &Call) -> bool {
     call.subresource.is_empty()
         && call.endpoint.hub.group.is_empty()
         && &*call.endpoint.hub.plural == "services"
@@ -134,7 +138,7 @@ pub async fn change(
     let raw = call.raw.lock().clone();
     let target = call.target(&context, raw.as_deref());
     let old = &request.old_object;
-    if validates_first(call) {
+    if is_service(call) {
         lifecycle::before_update(target, &mut object, old)?;
         lifecycle::check_version(target, &mut object, old)?;
     } else {

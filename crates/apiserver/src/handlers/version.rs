@@ -76,17 +76,19 @@ fn decode(token: &str) -> Result<(i64, String), String> {
 /// A resource version as a number.
 pub fn parse_version(text: &str) -> Result<u64, Status> {
     text.parse().map_err(|_| {
-        let why = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
-            "value out of range"
-        } else {
-            "invalid syntax"
-        };
-        Status::failure(
-            500,
-            "",
-            format!("resourceVersion: Invalid value: {text:?}: strconv.ParseUint: parsing {text:?}: {why}"),
-        )
+        let why = unreadable_version(text).message;
+        Status::failure(500, "", format!("resourceVersion: Invalid value: {text:?}: {why}"))
     })
+}
+
+/// The complaint about an object's resource version that is no number.
+pub fn unreadable_version(text: &str) -> Status {
+    let why = if !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit()) {
+        "value out of range"
+    } else {
+        "invalid syntax"
+    };
+    Status::failure(500, "", format!("strconv.ParseUint: parsing {text:?}: {why}"))
 }
 
 /// What a list's options ask for.

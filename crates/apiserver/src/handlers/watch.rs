@@ -49,7 +49,8 @@ pub async fn watch(call: &Call) -> Result<Response, Status> {
 fn timeout(call: &Call, options: &ListOptions) -> Duration {
     let least = call.state.config.min_request_timeout;
     match options.timeout_seconds {
-        Some(s) if s > 0 => Duration::from_secs(u64::try_from(s).unwrap_or(0)),
+        // One that is negative has passed when the watch begins.
+        Some(s) if s != 0 => Duration::from_secs(u64::try_from(s).unwrap_or(0)),
         _ => least.mul_f64(1.0 + rand::random::<f64>()),
     }
 }

@@ -40,6 +40,13 @@ fn addresses<'a>(node: &'a Value, types: &[String]) -> Vec<&'a str> {
         .collect()
 }
 
+/// A node's addresses, as Go prints them.
+fn known(node: &Value) -> String {
+    let all = list_at(node, &["status", "addresses"]).iter();
+    let shown = all.map(|a| format!("{{{} {}}}", str_at(a, &["type"]), str_at(a, &["address"])));
+    format!("[{}]", shown.collect::<Vec<_>>().join(" "))
+}
+
 impl Kubelets {
     /// From the flags. Errors name the file.
     pub fn new(config: &config::Kubelet) -> Result<Kubelets, String> {
@@ -68,10 +75,7 @@ impl Kubelets {
             return Err(Status::failure(
                 500,
                 "",
-                format!(
-                    "no preferred addresses found; known addresses: {}",
-                    list_at(&node, &["status", "addresses"]).len()
-                ),
+                format!("no preferred addresses found; known addresses: {}", known(&node)),
             ));
         };
         let mut target =

@@ -27,7 +27,7 @@ fn validate(tail: Option<i64>, limit: Option<i64>, seconds: Option<i64>, time: b
     }
     match seconds {
         Some(_) if time => errs.push(field::forbidden(
-            &Path::new(""),
+            &Path::new("[]"),
             "at most one of `sinceTime` or `sinceSeconds` may be specified",
         )),
         Some(n) if n < 1 => {
@@ -53,6 +53,11 @@ fn query(context: &RequestContext) -> Result<String, Status> {
     let (tail, limit, seconds) =
         (number(context, "tailLines")?, number(context, "limitBytes")?, number(context, "sinceSeconds")?);
     let since = context.param("sinceTime").filter(|t| !t.is_empty());
+    if let Some(text) = since.filter(|t| t.parse::<jiff::Timestamp>().is_err()) {
+        return Err(Status::bad_request(format!(
+            "parsing time {text:?} as \"2006-01-02T15:04:05Z07:00\": cannot parse {text:?} as \"2006\""
+        )));
+    }
     let errs = validate(tail, limit, seconds, since.is_some());
     if !errs.is_empty() {
         return Err(Status::invalid("", "PodLogOptions", &context.info.name, &errs));
@@ -115,7 +120,10 @@ async fn serve(
     let container = container(&pod, context.param("container").unwrap_or(""))?;
     let node = str_at(&pod, &["spec", "nodeName"]);
     if node.is_empty() {
-        return Ok(text_response(full(Bytes::new())));
+        let mut nothing = text_response(full(Bytes::new()));
+        *nothing.status_mut() = http::StatusCode::NO_CONTENT;
+        nothing.headers_mut().remove(header::CONTENT_TYPE);
+        return Ok(nothing);
     }
     let mut target = kubelets.of_node(&*state.objects, node).await?;
     if flag(&context, "insecureSkipTLSVerifyBackend") {

@@ -94,6 +94,9 @@ async fn bind(
     if !errs.is_empty() {
         return Err(refused(&errs));
     }
+    if name.is_empty() {
+        return Err(Status::bad_request("Name parameter required."));
+    }
     let mut request = AdmissionRequest {
         user: context.user.clone(),
         group: String::new(),

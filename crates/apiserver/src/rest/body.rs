@@ -100,8 +100,10 @@ fn choose(kinds: &[Gvk], api_version: &str, kind: &str) -> Result<Gvk, Status> {
     kinds.iter().find(fits).copied().ok_or_else(|| {
         let (expected, given) = (first.api_version(), api_version);
         Status::bad_request(format!(
-            "{kind} in version {given:?} cannot be handled as a {}: converting ({given}, Kind={kind}) to ({expected}, Kind={}): unknown conversion",
-            first.kind, first.kind
+            "{kind} in version {:?} cannot be handled as a {}: converting ({given}, Kind={kind}) to ({expected}, Kind={}): unknown conversion",
+            given.rsplit('/').next().unwrap_or(given),
+            first.kind,
+            first.kind
         ))
     })
 }

@@ -118,7 +118,7 @@ async fn serve(
     }
     let one = context.info.verb == "get";
     if one && objects.is_empty() {
-        return Err(Status::not_found("", "componentstatuses", name));
+        return Err(Status::failure(500, "", format!("Component not found: {name}")));
     }
     if context.info.verb == "list"
         && let Some(selector) = context.param("labelSelector").filter(|s| !s.is_empty())

@@ -3,7 +3,6 @@
 
 use std::sync::Arc;
 
-use http::StatusCode;
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::selector::Selector;
 use pilothouse_apimachinery::status::Status;
@@ -14,7 +13,6 @@ use super::body::{self, Gvk};
 use crate::admission;
 use crate::json::{self, get, get_i64, has, list_at, str_at};
 use crate::request::{AdmissionRequest, Objects, Operation, RequestBody, RequestContext, Response};
-use crate::respond;
 use crate::special::SpecialRest;
 use crate::state::ServerState;
 
@@ -145,13 +143,11 @@ async fn evict(
                 }
             }
             _ => {
-                // Kubernetes answers that it has made something: a failure.
-                let failure = Status::failure(
+                return Err(Status::failure(
                     500,
                     "",
                     "This pod has more than one PodDisruptionBudget, which the eviction subresource does not support.",
-                );
-                return Ok(respond::json(&context, StatusCode::CREATED, &failure));
+                ));
             }
         }
     }

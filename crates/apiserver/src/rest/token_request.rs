@@ -8,6 +8,7 @@ use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
+use pilothouse_apimachinery::version::Release;
 
 use super::body::{self, Gvk};
 use crate::admission;
@@ -53,15 +54,19 @@ fn bound_object(
 ) -> Result<(&'static str, Arc<Value>), Status> {
     let field = |f| str_at(reference, &[f]);
     let (name, uid) = (field("name"), field("uid"));
-    let (resource, short) = match (field("apiVersion"), field("kind")) {
-        ("v1", "Pod") => ("pods", "pod"),
-        ("v1", "Secret") => ("secrets", "secret"),
-        (version, kind) => {
+    let (group, version) = field("apiVersion").split_once('/').unwrap_or(("", field("apiVersion")));
+    let (resource, short) = match (group, field("kind")) {
+        ("", "Pod") => ("pods", "pod"),
+        ("", "Secret") => ("secrets", "secret"),
+        (group, kind) => {
             return Err(Status::bad_request(format!(
-                "cannot bind token to object of type {version}, Kind={kind}"
+                "cannot bind token to object of type {group}/{version}, Kind={kind}"
             )));
         }
     };
+    if name.is_empty() {
+        return Err(Status::bad_request("Name parameter required."));
+    }
     let object =
         objects.get("", resource, namespace, name).ok_or_else(|| Status::not_found("", resource, name))?;
     if short == "pod" && str_at(&object, &["spec", "serviceAccountName"]) != account {
@@ -73,7 +78,7 @@ fn bound_object(
         let why = format!(
             "the UID in the bound object reference ({uid}) does not match the UID in record. The object might have been deleted and then recreated"
         );
-        return Err(Status::conflict("", resource, name, &why));
+        return Err(Status::conflict("", field("kind"), name, &why));
     }
     Ok((short, object))
 }
@@ -87,7 +92,9 @@ async fn create(
     let (namespace, name) = (&context.info.namespace, &context.info.name);
     let (gvk, mut object) = body::read(&context, body, state.release, &[KIND]).await?;
     let account = state.objects.get_latest("", "serviceaccounts", namespace, name).await?;
-    for (field, value) in [("name", name), ("namespace", namespace)] {
+    // v1.20 neither fills these in nor looks at them.
+    let newest = state.release > Release::V1_20;
+    for (field, value) in [("name", name), ("namespace", namespace)].into_iter().filter(|_| newest) {
         match str_at(&object, &["metadata", field]) {
             "" => json::set(&mut object, &["metadata", field], value.as_str()),
             given if given != value => {

@@ -24,7 +24,7 @@ pub fn url_faults(path: &Path, url: &str) -> ErrorList {
         errs.push(field::invalid(path, scheme, &format!("'https' is the only allowed URL scheme{FORM}")));
     }
     if host.is_empty() {
-        errs.push(field::invalid(path, host, &format!("host must be specified{FORM}")));
+        errs.push(field::invalid(path, host, &format!("host must be provided{FORM}")));
     }
     if let Some(user) = user {
         errs.push(field::invalid(path, user, "user information is not permitted in the URL"));

@@ -162,8 +162,9 @@ fn client_faults(config: &Value, path: &Path) -> ErrorList {
         (url, Value::Null) => url_faults(&path.child("url"), url.as_str().unwrap_or("")),
         (Value::Null, service) => service_faults(
             &path.child("service"),
-            str_at(service, &["name"]),
+            // Kubernetes passes the two the other way around.
             str_at(service, &["namespace"]),
+            str_at(service, &["name"]),
             get(service, &["path"]).as_str(),
             i64_at(service, &["port"]).unwrap_or(443),
         ),

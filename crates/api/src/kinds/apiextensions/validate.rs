@@ -12,7 +12,7 @@ use crate::crd::structural::{self, Rules};
 
 const COLUMN_TYPES: &[&str] = &["boolean", "date", "integer", "number", "string"];
 const COLUMN_FORMATS: &[&str] =
-    &["binary", "bool", "byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
+    &["byte", "date", "date-time", "double", "float", "int32", "int64", "password"];
 const APPROVAL: &str = "api-approved.kubernetes.io";
 
 fn is_v1beta1(context: &Context) -> bool {
@@ -470,7 +470,7 @@ fn webhook_url(url: &str, path: &Path) -> ErrorList {
         fault(scheme, "'https' is the only allowed URL scheme");
     }
     if authority.is_empty() {
-        fault(authority, "host must be specified");
+        fault(authority, "host must be provided");
     }
     if let Some((user, _)) = authority.rsplit_once('@') {
         fault(user, "user information is not permitted in the URL");
@@ -486,10 +486,11 @@ fn webhook_url(url: &str, path: &Path) -> ErrorList {
 
 fn webhook_service(service: &Value, path: &Path) -> ErrorList {
     let mut errors = ErrorList::new();
-    if str_at(service, &["name"]).is_empty() {
+    // Kubernetes takes the one for the other.
+    if str_at(service, &["namespace"]).is_empty() {
         errors.push(field::required(&path.child("name"), "service name is required"));
     }
-    if str_at(service, &["namespace"]).is_empty() {
+    if str_at(service, &["name"]).is_empty() {
         errors.push(field::required(&path.child("namespace"), "service namespace is required"));
     }
     if let Some(port) = json::i64_at(service, &["port"]) {

@@ -45,8 +45,9 @@ pub(super) fn to_v2(object: &mut Value) {
     {
         metrics.push(cpu_metric("target", &cpu));
     }
+    // What the annotation has comes before what has a field of its own.
     let others = each(&take_annotation(object, METRICS), spec_to_new);
-    metrics.extend(others.as_array().cloned().unwrap_or_default());
+    metrics.splice(0..0, others.as_array().cloned().unwrap_or_default());
     let behavior = take_annotation(object, BEHAVIOR);
     if !metrics.is_empty() {
         json::set(object, &["spec", "metrics"], Value::Array(metrics.into()));

@@ -48,8 +48,24 @@ pub(super) fn fault(bytes: &[u8]) -> Option<String> {
             Ok(()) => None,
             Err(_) => Some("x509: signature verification failed".into()),
         },
-        Err(e) => Some(format!("asn1: structure error: {e}")),
+        Err(e) => Some(truncated(&pem.contents).unwrap_or_else(|| format!("asn1: structure error: {e}"))),
     }
+}
+
+/// What Go says of DER whose first element is not all there.
+fn truncated(der: &[u8]) -> Option<String> {
+    let short = || Some("asn1: syntax error: truncated tag or length".to_string());
+    let Some(&length) = der.get(1) else { return short() };
+    let (head, length) = match usize::from(length) {
+        n if n < 0x80 => (2, n),
+        n => {
+            let Some(bytes) = der.get(2..2 + (n & 0x7f)) else { return short() };
+            let length =
+                bytes.iter().fold(0usize, |sum, b| sum.saturating_mul(256).saturating_add((*b).into()));
+            (2 + bytes.len(), length)
+        }
+    };
+    (der.len() - head < length).then(|| "asn1: syntax error: data truncated".to_string())
 }
 
 /// The signer that v1beta1 gives a request that names none: kubelets' own certificates are recognised by what is in

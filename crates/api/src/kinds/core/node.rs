@@ -109,9 +109,36 @@ fn one_cidr(node: &mut Value, old: &Value) {
 }
 
 fn validate(object: &Value, _context: &Context) -> ErrorList {
-    let mut errs = taints(object);
+    let mut errs = pods_to_avoid(object);
+    errs.extend(taints(object));
     errs.extend(amounts(object));
     errs.extend(pod_cidrs(object));
+    errs
+}
+
+/// Faults of the annotation that names controllers whose pods the node had better not have.
+fn pods_to_avoid(object: &Value) -> ErrorList {
+    const KEY: &str = "scheduler.alpha.kubernetes.io/preferAvoidPods";
+    let path = Path::new("metadata.annotations");
+    let text = str_at(object, &["metadata", "annotations", KEY]);
+    if text.is_empty() {
+        return ErrorList::new();
+    }
+    let Ok(avoid) = serde_json::from_str::<Value>(text) else {
+        let why = crate::decode::json_fault(text.as_bytes()).unwrap_or_else(|| "malformed".into());
+        return vec![field::invalid(&path.child("AvoidPods"), KEY, &why)];
+    };
+    let mut errs = ErrorList::new();
+    for (i, entry) in list_at(&avoid, &["preferAvoidPods"]).iter().enumerate() {
+        let at = path.child(KEY).index(i).child("PodSignature");
+        let controller = get(entry, &["podSignature", "podController"]);
+        if controller.is_null() {
+            errs.push(field::required(&at, ""));
+        } else if !bool_at(controller, &["controller"]) {
+            let at = at.child("PodController").child("Controller");
+            errs.push(field::invalid(&at, false, "must point to a controller"));
+        }
+    }
     errs
 }
 
@@ -244,8 +271,28 @@ fn validate_update(new: &Value, old: &Value, context: &Context) -> ErrorList {
         }
     }
     errs.extend(taints(new));
-    if str_at(new, &["spec", "externalID"]) != str_at(old, &["spec", "externalID"]) {
-        errs.push(field::forbidden(&Path::new("spec.externalID"), "may not be updated"));
+    // Labels, annotations and the status may change, and these parts of the spec; what is empty may be filled.
+    let protected = |node: &Value| {
+        let mut spec = get(node, &["spec"]).clone();
+        for name in ["taints", "unschedulable", "configSource"] {
+            remove(&mut spec, &[name]);
+        }
+        for (name, free) in [
+            ("podCIDRs", before.is_empty()),
+            ("podCIDR", before.is_empty()),
+            ("providerID", provider.is_empty()),
+        ] {
+            if free {
+                remove(&mut spec, &[name]);
+            }
+        }
+        spec
+    };
+    if protected(new) != protected(old) {
+        errs.push(field::forbidden(
+            &Path::new("[]"),
+            "node updates may only change labels, taints, or capacity (or configSource, if the DynamicKubeletConfig feature gate is enabled)",
+        ));
     }
     errs
 }

@@ -185,12 +185,30 @@ pub fn source_faults(kind: &str, source: &Value, path: &Path) -> ErrorList {
                 "nodePublishSecretRef",
                 "nodeExpandSecretRef",
             ] {
-                errs.extend(secret_ref(source, path, name));
+                errs.extend(csi_secret(source, path, name));
             }
             errs
         }
         _ => ErrorList::new(),
     }
+}
+
+/// A CSI driver's secret. Where a name is malformed, Kubernetes says so of the volume's own name and namespace; one
+/// of the fields is written with a blank.
+fn csi_secret(source: &Value, path: &Path, name: &str) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let reference = get(source, &[name]);
+    if reference.is_null() {
+        return errs;
+    }
+    let at = path.child(if name == "nodePublishSecretRef" { "nodePublishSecretRef " } else { name });
+    for part in ["name", "namespace"] {
+        match str_at(reference, &[part]) {
+            "" => errs.push(field::required(&at.child(part), "")),
+            text => errs.extend(invalid_each(&path.child(part), text, names::dns1123_label(text))),
+        }
+    }
+    errs
 }
 
 fn host_path(source: &Value, path: &Path) -> ErrorList {
@@ -364,7 +382,7 @@ mod tests {
         );
         assert_eq!(
             faults("csi", json!({"driver": "d.e", "nodePublishSecretRef": {"name": "x"}})),
-            ["s.volumeHandle: Required value", "s.nodePublishSecretRef.namespace: Required value",]
+            ["s.volumeHandle: Required value", "s.nodePublishSecretRef .namespace: Required value",]
         );
         assert_eq!(faults("flexVolume", json!({"driver": "d", "options": {"a.k8s.io/x": "1"}})).len(), 1);
         assert_eq!(

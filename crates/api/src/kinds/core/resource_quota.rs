@@ -188,7 +188,7 @@ fn selector_faults(object: &Value, context: &Context) -> ErrorList {
                 if values.is_empty() {
                     errs.push(field::required(
                         &path.child("values"),
-                        "must be atleast one value when `operator` is 'In' or 'NotIn' for scope selector",
+                        "must be at least one value when `operator` is 'In' or 'NotIn' for scope selector",
                     ));
                 }
             }
@@ -268,7 +268,7 @@ mod tests {
         let errs = spec_faults(&o, &CONTEXT);
         assert!(errs[0].body.starts_with("Invalid value: core.ScopeSelector{MatchExpressions:[]core.ScopedResourceSelectorRequirement{core.ScopedResourceSelectorRequirement{ScopeName:\"PriorityClass\", Operator:\"In\", Values:[]string{\"low\"}}, "));
         assert_eq!(errs.len(), 4);
-        assert!(errs[3].body.contains("atleast one value"));
+        assert!(errs[3].body.contains("at least one value"));
     }
 
     #[test]

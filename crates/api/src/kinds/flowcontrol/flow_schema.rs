@@ -7,7 +7,7 @@ use pilothouse_apimachinery::names;
 
 use super::GROUP;
 use crate::go_print;
-use crate::kinds::checks::{invalid_each, strings};
+use crate::kinds::checks::{invalid_each, metadata_for_status, strings};
 use crate::kinds::columns::{AGE, NAME, text};
 use crate::kinds::{Kind, RowContext, STATUS, Version};
 use crate::table::{age_cell, name_cell, or_none};
@@ -25,7 +25,12 @@ pub static FLOW_SCHEMA: Kind = Kind {
     },
     prepare_create: |schema, _| set(schema, &["status"], json!({})),
     prepare_update: |new, old, context| {
-        copy(new, old, if context.subresource == "status" { &["spec"] } else { &["status"] });
+        if context.subresource == "status" {
+            copy(new, old, &["spec"]);
+            metadata_for_status(new, old);
+        } else {
+            copy(new, old, &["status"]);
+        }
     },
     validate: |schema, _| [spec_faults(schema), condition_faults(schema)].concat(),
     validate_update: |new, _, context| match context.subresource {

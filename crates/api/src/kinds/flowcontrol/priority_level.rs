@@ -8,6 +8,7 @@ use pilothouse_apimachinery::json::{
 
 use super::GROUP;
 use super::flow_schema::condition_faults;
+use crate::kinds::checks::metadata_for_status;
 use crate::kinds::columns::{AGE, NAME, text};
 use crate::kinds::{Context, Kind, RowContext, STATUS, Version};
 use crate::table::{age_cell, name_cell};
@@ -33,7 +34,12 @@ pub static PRIORITY_LEVEL_CONFIGURATION: Kind = Kind {
     default,
     prepare_create: |level, _| set(level, &["status"], json!({})),
     prepare_update: |new, old, context| {
-        copy(new, old, if context.subresource == "status" { &["spec"] } else { &["status"] });
+        if context.subresource == "status" {
+            copy(new, old, &["spec"]);
+            metadata_for_status(new, old);
+        } else {
+            copy(new, old, &["status"]);
+        }
     },
     validate: |level, context| [spec_faults(level, context), condition_faults(level)].concat(),
     validate_update: |new, _, context| match context.subresource {

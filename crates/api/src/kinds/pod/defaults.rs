@@ -244,10 +244,20 @@ pub(crate) fn drop_disabled(spec: &mut Value, old: &Value, today: bool) {
         }
     }
     let lists = ["containers", "initContainers"];
-    if !lists.iter().any(|list| old_has(list, &["securityContext", "procMount"])) {
+    let unusual = |list: &&str| {
+        crate::kinds::access::items(old, list).iter().any(|c| {
+            !matches!(
+                pilothouse_apimachinery::json::str_at(c, &["securityContext", "procMount"]),
+                "" | "Default"
+            )
+        })
+    };
+    if !lists.iter().any(unusual) {
         for list in lists {
             for context in items_mut(spec, list).iter_mut().filter_map(|c| c.get_mut("securityContext")) {
-                take(context, "procMount");
+                if present(context, "procMount") {
+                    put(context, "procMount", "Default");
+                }
             }
         }
     }

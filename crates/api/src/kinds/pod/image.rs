@@ -20,7 +20,13 @@ pub(super) fn is_latest(image: &str) -> bool {
     }
 }
 
+/// The longest name that there may be, tag and digest not counted.
+const LONGEST: usize = 255;
+
 fn is_name(name: &str) -> bool {
+    if name.len() > LONGEST {
+        return false;
+    }
     // An image's id is no name.
     if name.len() == 64 && name.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
         return false;

@@ -254,7 +254,7 @@ fn projected(source: &Value, path: &Path) -> ErrorList {
             }
             match key {
                 "downwardAPI" => errs.extend(projected_downward_api(one, &at, path, &mut paths)),
-                "serviceAccountToken" => errs.extend(projected_token(one, &at)),
+                "serviceAccountToken" => errs.extend(projected_token(one, &at, path)),
                 _ => errs.extend(projected_files(one, &at, path, &mut paths)),
             }
         }
@@ -289,8 +289,8 @@ fn projected_downward_api<'a>(
     paths: &mut HashSet<&'a str>,
 ) -> ErrorList {
     let mut errs = ErrorList::new();
-    for (i, file) in items(source, "items").iter().enumerate() {
-        errs.extend(downward_api_file(file, &at.index(i)));
+    for file in items(source, "items") {
+        errs.extend(downward_api_file(file, at));
         let file = text(file, "path");
         if !file.is_empty() && !paths.insert(file) {
             errs.push(field::invalid(volume, file, "conflicting duplicate paths"));
@@ -299,7 +299,7 @@ fn projected_downward_api<'a>(
     errs
 }
 
-fn projected_token(source: &Value, at: &Path) -> ErrorList {
+fn projected_token(source: &Value, at: &Path, volume: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
     let seconds = crate::kinds::access::number(source, "expirationSeconds");
     if seconds < 600 {
@@ -311,7 +311,7 @@ fn projected_token(source: &Value, at: &Path) -> ErrorList {
         errs.push(field::invalid(&at.child("expirationSeconds"), seconds, detail));
     }
     if text(source, "path").is_empty() {
-        errs.push(field::required(&at.child("path"), ""));
+        errs.push(field::required(&volume.child("path"), ""));
     }
     errs
 }

@@ -1,23 +1,25 @@
 //! `PodSecurityPolicy`, which only v1.20 serves.
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
-use pilothouse_apimachinery::json;
 use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::{json, names};
 
 use crate::kinds::access::{default_to, flag, is_empty, items, number, part, present, text};
-use crate::kinds::columns::{NAME, boolean, text as column};
+use crate::kinds::checks::invalid_each;
+use crate::kinds::columns::{NAME, text as column};
+use crate::kinds::core::persistent_volume_source::csi_driver_name;
 use crate::kinds::pod::security::is_sysctl_name;
 use crate::kinds::{Column, Kind, RowContext, Version};
 use crate::table::name_cell;
 
 const COLUMNS: &[Column] = &[
     NAME,
-    boolean("Priv", "privileged determines if a pod can request to be run as privileged."),
+    column("Priv", "privileged determines if a pod can request to be run as privileged."),
     column(
         "Caps",
         "allowedCapabilities is a list of capabilities that can be requested to add to the container. Capabilities in this field may be added at the pod author's discretion. You must not list a capability in both allowedCapabilities and requiredDropCapabilities.",
     ),
-    column("Selinux", "seLinux is the strategy that will dictate the allowable labels that may be set."),
+    column("SELinux", "seLinux is the strategy that will dictate the allowable labels that may be set."),
     column(
         "RunAsUser",
         "runAsUser is the strategy that will dictate the allowable RunAsUser values that may be set.",
@@ -30,7 +32,7 @@ const COLUMNS: &[Column] = &[
         "SupGroup",
         "supplementalGroups is the strategy that will dictate what supplemental groups are used by the SecurityContext.",
     ),
-    boolean(
+    column(
         "ReadOnlyRootFs",
         "readOnlyRootFilesystem when set to true will force containers to run with a read only root file system.  If the container specifically requests to run with a non-read only root file system the PSP should deny the pod. If set to false the container may run with a read only root file system if it wishes but it will not be forced to.",
     ),
@@ -45,6 +47,7 @@ pub(super) static POD_SECURITY_POLICY: Kind = Kind {
     short_names: &["psp"],
     storage_prefix: "podsecuritypolicy",
     storage_version: "policy/v1beta1",
+    invalid_group: Some("extensions"),
     default: |policy, _| {
         if let Some(spec) = policy.get_mut("spec") {
             default_to(spec, "allowPrivilegeEscalation", true);
@@ -77,7 +80,7 @@ fn validate(policy: &Value) -> ErrorList {
     const GROUPS: &[&str] = &["MayRunAs", "MustRunAs", "RunAsAny"];
     errs.extend(strategy(spec, "runAsUser", &["MustRunAs", "MustRunAsNonRoot", "RunAsAny"], &path));
     if present(spec, "runAsGroup") {
-        errs.extend(strategy(spec, "runAsGroup", GROUPS, &path));
+        errs.extend(strategy(spec, "runAsGroup", &["MustRunAs", "RunAsAny", "MayRunAs"], &path));
     }
     errs.extend(rule(part(spec, "seLinux"), RANGES, &path.child("seLinux")));
     errs.extend(strategy(spec, "supplementalGroups", GROUPS, &path));
@@ -86,16 +89,22 @@ fn validate(policy: &Value) -> ErrorList {
     errs.extend(required_drops(spec, &path));
     errs.extend(repeated_capabilities(spec, &path));
     errs.extend(privilege_escalation(spec, &path));
-    for key in ["forbiddenSysctls", "allowedUnsafeSysctls"] {
+    for key in ["allowedUnsafeSysctls", "forbiddenSysctls"] {
         errs.extend(sysctl_patterns(items(spec, key), &path.child(key)));
     }
     errs.extend(overlapping_sysctls(spec, &path));
     for (i, driver) in items(spec, "allowedFlexVolumes").iter().enumerate() {
         if text(driver, "driver").is_empty() {
-            let at = path.child("allowedFlexVolumes").index(i).child("driver");
+            let list = path.child("allowedFlexVolumes").child("allowedFlexVolumes");
+            let at = list.index(i).child("driver");
             errs.push(field::required(&at, "must specify a driver"));
         }
     }
+    for (i, driver) in items(spec, "allowedCSIDrivers").iter().enumerate() {
+        let at = path.child("allowedCSIDrivers").child("allowedCSIDriver").index(i).child("name");
+        errs.extend(csi_driver_name(text(driver, "name"), &at));
+    }
+    errs.extend(runtime_classes(part(spec, "runtimeClass"), &path.child("runtimeClass")));
     for (i, host_path) in items(spec, "allowedHostPaths").iter().enumerate() {
         let prefix = text(host_path, "pathPrefix");
         let at = path.child("allowedHostPaths").index(i).child("pathPrefix");
@@ -105,6 +114,35 @@ fn validate(policy: &Value) -> ErrorList {
         if prefix.split('/').any(|part| part == "..") {
             errs.push(field::invalid(&at, prefix, "must not contain '..'"));
         }
+    }
+    errs
+}
+
+/// Faults of the runtime classes that pods may have.
+fn runtime_classes(classes: &Value, path: &Path) -> ErrorList {
+    let mut errs = ErrorList::new();
+    let at = path.child("allowedRuntimeClassNames");
+    let mut allowed: Vec<&str> = Vec::new();
+    for (i, name) in items(classes, "allowedRuntimeClassNames").iter().enumerate() {
+        let name = name.as_str().unwrap_or("");
+        if name != "*" {
+            errs.extend(invalid_each(&at.index(i), name, names::dns1123_subdomain_name(name, false)));
+        }
+        if allowed.contains(&name) {
+            errs.push(field::duplicate(&at.index(i), name));
+        }
+        allowed.push(name);
+    }
+    if let Some(default) = part(classes, "defaultRuntimeClassName").as_str() {
+        let faults = names::dns1123_subdomain_name(default, false);
+        errs.extend(invalid_each(&path.child("defaultRuntimeClassName"), default, faults));
+        if !allowed.contains(&default) && !allowed.contains(&"*") {
+            errs.push(field::required(&at, &format!("default {default:?} must be allowed")));
+        }
+    }
+    if allowed.contains(&"*") && allowed.len() > 1 {
+        let why = "if '*' is present, must not specify other RuntimeClass names";
+        errs.push(field::invalid(&at, Value::from(allowed), why));
     }
     errs
 }
@@ -163,7 +201,8 @@ fn strategy(spec: &Value, key: &str, supported: &[&str], path: &Path) -> ErrorLi
         errs.push(field::invalid(&path.child("ranges"), Value::from(ranges.to_vec()), detail));
     }
     if key == "runAsGroup" && matches!(kind, "MustRunAs" | "MayRunAs") && ranges.is_empty() {
-        errs.push(field::required(&path.child("ranges"), "must be set"));
+        let at = path.child("ranges");
+        errs.push(field::invalid_shown(&at, "[]policy.IDRange(nil)", "must provide at least one range"));
     }
     for (i, range) in ranges.iter().enumerate() {
         let at = path.child("ranges").index(i);
@@ -264,36 +303,58 @@ fn privilege_escalation(spec: &Value, path: &Path) -> Option<Error> {
     })
 }
 
+/// Whether a pattern is the name of a sysctl, its last part possibly ending in `*`.
+fn is_sysctl_pattern(pattern: &str) -> bool {
+    let (head, last) = match pattern.rsplit_once('.') {
+        Some((head, last)) => (Some(head), last),
+        None => (None, pattern),
+    };
+    let word = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit();
+    let fits = |part: &[u8]| {
+        part.iter().all(|b| word(*b) || b"-_".contains(b)) && part.first().is_none_or(|b| word(*b))
+    };
+    pattern.len() <= 253
+        && head.is_none_or(is_sysctl_name)
+        && last.as_bytes().split_last().is_some_and(|(end, part)| (word(*end) || *end == b'*') && fits(part))
+}
+
 fn sysctl_patterns(list: &[Value], path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
     for (i, pattern) in list.iter().enumerate() {
         let pattern = pattern.as_str().unwrap_or("");
-        let at = path.index(i);
-        let name = pattern.strip_suffix('*').unwrap_or(pattern).trim_end_matches('.');
         if pattern.is_empty() {
-            errs.push(field::invalid(&at, pattern, "empty sysctl not allowed"));
-        } else if pattern != "*" && !is_sysctl_name(name) {
-            errs.push(field::invalid(&at, pattern, "must have at most 253 characters and match regex (([a-z0-9]([-_a-z0-9]*[a-z0-9])?\\.)*[a-z0-9]([-_a-z0-9]*[a-z0-9])?\\.)?\\*|([a-z0-9]([-_a-z0-9]*[a-z0-9])?\\.)*[a-z0-9]([-_a-z0-9]*[a-z0-9])?"));
-        } else if pattern == "*" && list.len() > 1 {
-            errs.push(field::invalid(&at, pattern, "if '*' is present, must not specify other sysctls"));
+            errs.push(field::invalid(&path.index(i), pattern, "empty sysctl not allowed"));
+        } else if !is_sysctl_pattern(pattern) {
+            errs.push(field::invalid(&path.index(i), pattern, "must have at most 253 characters and match regex ([a-z0-9]([-_a-z0-9]*[a-z0-9])?\\.)*([a-z0-9][-_a-z0-9]*)?[a-z0-9*]"));
         }
+    }
+    if list.len() > 1 && list.iter().any(|p| p.as_str().is_some_and(|p| p == "*")) {
+        errs.push(field::forbidden(
+            &path.child("items"),
+            "if '*' is present, must not specify other sysctls",
+        ));
     }
     errs
 }
 
 fn overlapping_sysctls(spec: &Value, path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
-    for (i, allowed) in items(spec, "allowedUnsafeSysctls").iter().enumerate() {
-        let allowed = allowed.as_str().unwrap_or("");
-        for forbidden in items(spec, "forbiddenSysctls") {
-            let forbidden = forbidden.as_str().unwrap_or("");
-            let prefix = |s: &str| s.trim_end_matches('*').to_string();
-            let overlap = (forbidden.ends_with('*') && prefix(allowed).starts_with(&prefix(forbidden)))
-                || (allowed.ends_with('*') && prefix(forbidden).starts_with(&prefix(allowed)))
-                || allowed == forbidden;
-            if overlap {
-                let detail = format!("sysctl overlaps with {forbidden}");
-                errs.push(field::invalid(&path.child("allowedUnsafeSysctls").index(i), allowed, &detail));
+    let list = |key: &str| items(spec, key).iter().map(|s| s.as_str().unwrap_or("")).enumerate();
+    for (i, allowed) in list("allowedUnsafeSysctls") {
+        for (j, forbidden) in list("forbiddenSysctls") {
+            let (a, f) = (allowed.strip_suffix('*'), forbidden.strip_suffix('*'));
+            let (in_allowed, in_forbidden) = match (a, f) {
+                (Some(a), Some(f)) => (a.starts_with(f), f.starts_with(a)),
+                (Some(a), None) => (false, forbidden.starts_with(a)),
+                (None, Some(f)) => (allowed.starts_with(f), false),
+                (None, None) => (allowed == forbidden, false),
+            };
+            if in_allowed {
+                let why = format!("sysctl overlaps with {forbidden}");
+                errs.push(field::invalid(&path.child("allowedUnsafeSysctls").index(i), allowed, &why));
+            } else if in_forbidden {
+                let why = format!("sysctl overlaps with {allowed}");
+                errs.push(field::invalid(&path.child("forbiddenSysctls").index(j), forbidden, &why));
             }
         }
     }
@@ -316,7 +377,7 @@ fn row(policy: &Value, _context: &RowContext) -> Vec<Value> {
         rule("runAsUser"),
         rule("fsGroup"),
         rule("supplementalGroups"),
-        boolean("readOnlyRootFilesystem"),
+        Value::from(flag(spec, "readOnlyRootFilesystem")),
         Value::from(joined("volumes")),
     ]
 }

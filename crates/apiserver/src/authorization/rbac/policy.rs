@@ -1,5 +1,6 @@
 //! The roles and bindings that every cluster begins with, and how they are kept.
 
+use std::collections::BTreeMap;
 use std::sync::LazyLock;
 
 use futures::future::BoxFuture;
@@ -31,6 +32,9 @@ struct RoleRow {
     name: String,
     #[serde(default)]
     since: String,
+    /// The feature gate that brings the role to v1.20, where it is off by default.
+    #[serde(default)]
+    gate: String,
     #[serde(default)]
     aggregates: String,
     #[serde(default)]
@@ -157,11 +161,14 @@ impl BindingRow {
     }
 }
 
-/// All bootstrap objects of a release with their resources: roles before the bindings that name them.
-pub fn bootstrap_objects(release: Release) -> Vec<(&'static str, Value)> {
+/// All bootstrap objects of a release with their resources: roles before the bindings that name them. `gates` are the
+/// values that feature gates were given.
+pub fn bootstrap_objects(release: Release, gates: &BTreeMap<String, String>) -> Vec<(&'static str, Value)> {
     let p = &*POLICY;
     let mut out: Vec<(&'static str, Value)> = Vec::new();
-    let roles = |rows: &'static [RoleRow]| rows.iter().filter(move |r| served(&r.since, release));
+    let on = |gate: &str| gates.get(gate).is_some_and(|v| v.eq_ignore_ascii_case("true"));
+    let roles =
+        |rows: &'static [RoleRow]| rows.iter().filter(move |r| served(&r.since, release) || on(&r.gate));
     out.extend(roles(&p.cluster_roles).map(|r| ("clusterroles", r.object(release))));
     out.extend(roles(&p.roles).map(|r| ("roles", r.object(release))));
     out.extend(p.cluster_role_bindings.iter().map(|b| ("clusterrolebindings", b.object())));
@@ -257,8 +264,12 @@ async fn ensure(objects: &dyn Objects, resource: &str, expected: Value) -> Resul
 }
 
 /// Creates what is missing and completes what is there.
-pub async fn run(objects: &dyn Objects, release: Release) -> Result<(), Status> {
-    let all: Vec<BoxFuture<'_, Result<(), Status>>> = bootstrap_objects(release)
+pub async fn run(
+    objects: &dyn Objects,
+    release: Release,
+    gates: &BTreeMap<String, String>,
+) -> Result<(), Status> {
+    let all: Vec<BoxFuture<'_, Result<(), Status>>> = bootstrap_objects(release, gates)
         .into_iter()
         .map(|(r, expected)| ensure(objects, r, expected).boxed())
         .collect();
@@ -273,7 +284,7 @@ mod tests {
     #[test]
     fn the_policy_parses_and_names_what_exists() {
         for release in [Release::V1_20, pilothouse_apimachinery::version::NEWEST] {
-            let all = bootstrap_objects(release);
+            let all = bootstrap_objects(release, &BTreeMap::new());
             let roles: Vec<_> = all
                 .iter()
                 .filter(|(r, _)| r.ends_with("roles"))
@@ -294,15 +305,30 @@ mod tests {
     #[tokio::test]
     async fn reconciling_is_idempotent_and_keeps_additions() {
         let o = FakeObjects::default();
-        run(&o, Release::V1_20).await.unwrap();
+        run(&o, Release::V1_20, &BTreeMap::new()).await.unwrap();
         let before = o.revision(GROUP, "clusterroles");
-        run(&o, Release::V1_20).await.unwrap();
+        run(&o, Release::V1_20, &BTreeMap::new()).await.unwrap();
         assert_eq!(o.revision(GROUP, "clusterroles"), before);
         let mut role = (*o.get(GROUP, "clusterroles", "", "system:kube-dns").unwrap()).clone();
         role["rules"] = json!([{"verbs": ["get"], "apiGroups": [""], "resources": ["pods"]}]);
         o.put(GROUP, "clusterroles", role);
-        run(&o, Release::V1_20).await.unwrap();
+        run(&o, Release::V1_20, &BTreeMap::new()).await.unwrap();
         let role = o.get(GROUP, "clusterroles", "", "system:kube-dns").unwrap();
         assert_eq!(list_at(&role, &["rules"]).len(), 2);
+    }
+
+    #[test]
+    fn a_feature_gate_brings_its_role() {
+        let names = |value: &str| {
+            let gates = BTreeMap::from([("TTLAfterFinished".to_string(), value.to_string())]);
+            let all = bootstrap_objects(Release::V1_20, &gates);
+            let name = "system:controller:ttl-after-finished-controller";
+            all.iter()
+                .filter(|(_, v)| str_at(v, &["metadata", "name"]) == name)
+                .map(|(r, _)| *r)
+                .collect::<Vec<_>>()
+        };
+        assert!(names("false").is_empty());
+        assert_eq!(names("true"), ["clusterroles", "clusterrolebindings"]);
     }
 }

@@ -243,7 +243,7 @@ impl Ports {
         let mut outcome = None;
         let changed = self.numbers.range.change(|bitmap| {
             let mut next = bitmap.clone();
-            let result = assign(&mut Pool { ports: self, bitmap: &mut next });
+            let result = assign(&mut Pool { ports: self, bitmap: &mut next, dry_run });
             if result.is_ok() && !dry_run {
                 *bitmap = next;
             }
@@ -279,12 +279,17 @@ impl Ports {
 pub struct Pool<'a> {
     ports: &'a Ports,
     bitmap: &'a mut Bitmap,
+    dry_run: bool,
 }
 
 impl rules::Ports for Pool<'_> {
     fn allocate(&mut self, port: i64) -> Result<(), String> {
         let p = self.ports;
         let Some(n) = u16::try_from(port).ok().and_then(|port| p.number(port)) else {
+            // A dry run only looks whether somebody has it.
+            if self.dry_run {
+                return Ok(());
+            }
             let range = format!("{}-{}", p.first, p.last);
             return Err(Refused::NotInRange { what: "port", range }.to_string());
         };
