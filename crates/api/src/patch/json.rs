@@ -62,13 +62,12 @@ fn step(object: &mut Value, operation: &Map, copied: &mut usize) -> Option<()> {
         "add" => add(object, path, value()),
         "remove" => remove(object, path).map(drop),
         "replace" => {
-            match object.pointer_mut(path) {
-                Some(old) => *old = value(),
-                // To replace what an object has not is to add it.
-                None if parent(object, path)?.0.is_object() => add(object, path, value())?,
-                None => return None,
+            if let Some(old) = object.pointer_mut(path) {
+                *old = value();
+                return Some(());
             }
-            Some(())
+            // To replace what an object has not is to add it.
+            if parent(object, path)?.0.is_object() { add(object, path, value()) } else { None }
         }
         "move" => {
             let from = text("from")?;

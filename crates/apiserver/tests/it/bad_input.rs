@@ -4,7 +4,7 @@
 use std::convert::Infallible;
 use std::time::{Duration, Instant};
 
-use crate::common::{Api, LIMIT, start};
+use crate::common::{Api, LIMIT, start, start_newest};
 use bytes::Bytes;
 use futures::StreamExt;
 use http::Method;
@@ -330,7 +330,7 @@ async fn unknown_and_repeated_fields() {
     world.stop().await;
 
     // Today a client may ask to be told, or that it be refused.
-    let world = common::start_newest(&[]).await;
+    let world = start_newest(&[]).await;
     let api = world.api();
     let body = map("a", r#","nope":1,"data":{"k":"1"},"data":{"l":"2"}"#);
     let headers = [("content-type", JSON)];

@@ -9,9 +9,9 @@ use crate::common::{Api, LIMIT, World, start_on};
 use crate::etcd::Etcd;
 use bytes::Bytes;
 use http::{Method, StatusCode};
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
 use pilothouse_store::{Expect, Range, Store, prefix_end};
-use pilothouse_apimachinery::json::{Value, json};
 
 const TEN: &str = "2021-01-01T00:00:00Z";
 

@@ -9,10 +9,10 @@ use http_body_util::BodyExt;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apiserver::outbound::tls;
 use pilothouse_apiserver::request::full;
 use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
-use pilothouse_apimachinery::json::Value;
 
 /// What a webhook does with a review.
 pub(crate) type Answer = dyn Fn(Value) -> Value + Send + Sync;
