@@ -408,7 +408,7 @@ mod tests {
                 json!("c, i"),
                 json!("m"),
                 json!("2m"),
-                json!(7),
+                json!(8),
                 json!("e")
             ]
         );

@@ -52,10 +52,14 @@ fn json_patches() {
     ]))
     .unwrap();
     assert_eq!(done, json!({"a": {"b": [1, 2, 3]}, "c~/d": 2, "f": 1}));
+    // Kubernetes' library adds what there is not to replace, to an object but not to a list.
+    let added = apply(json!([{"op": "replace", "path": "/nope", "value": 1}])).unwrap();
+    assert_eq!(added["nope"], 1);
+    assert!(apply(json!([{"op": "replace", "path": "/a/b/7", "value": 1}])).is_err());
     for bad in [
         json!([{"op": "test", "path": "/a", "value": 1}]),
         json!([{"op": "remove", "path": "/nope"}]),
-        json!([{"op": "replace", "path": "/nope", "value": 1}]),
+        json!([{"op": "replace", "path": "/nope/x", "value": 1}]),
         json!([{"op": "add", "path": "/x/y", "value": 1}]),
         json!([{"op": "what", "path": "/a"}]),
         json!([{"path": "/a"}]),

@@ -178,6 +178,8 @@ async fn rules(
     if !complete {
         status["evaluationError"] = json!("some authorizers do not support user rule resolution");
     }
+    // Kubernetes answers with a review of its own, which repeats nothing of the request.
+    object["spec"] = json!({});
     object["status"] = status;
     body::answer(&context, StatusCode::CREATED, state.release, gvk, object)
 }

@@ -199,7 +199,7 @@ async fn bodies_that_are_no_objects() {
             format!("{MAPS}/x"),
             JSON,
             "garbage",
-            (400, "DeleteOptions"),
+            (500, "couldn't get version/kind; json parse error"),
         ),
         case(
             "delete options of another kind",
@@ -207,7 +207,7 @@ async fn bodies_that_are_no_objects() {
             format!("{MAPS}/x"),
             JSON,
             r#"{"kind":"Pod","apiVersion":"v1"}"#,
-            (400, "DeleteOptions"),
+            (500, "unknown conversion"),
         ),
     ])
     .await;

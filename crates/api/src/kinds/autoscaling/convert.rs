@@ -211,8 +211,8 @@ mod tests {
     #[test]
     fn v2beta1_and_back() {
         let original = json!({"metadata": {"name": "h"}, "spec": {"maxReplicas": 3, "metrics": [
-            {"type": "Resource", "resource": {"name": "cpu", "targetAverageUtilization": 50}},
             {"type": "Resource", "resource": {"name": "memory", "targetAverageValue": "1Gi"}},
+            {"type": "Resource", "resource": {"name": "cpu", "targetAverageUtilization": 50}},
         ]}});
         let mut object = original.clone();
         from_v2beta1(&mut object);

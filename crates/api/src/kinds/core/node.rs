@@ -430,7 +430,8 @@ mod tests {
         let new = json!({"spec": {"podCIDRs": ["10.2.0.0/24"]}});
         let fields: Vec<String> =
             validate_update(&new, &old, &CONTEXT).into_iter().map(|e| e.field).collect();
-        assert_eq!(fields, ["spec.podCIDRs", "spec.providerID"]);
+        // The last is about the object as a whole.
+        assert_eq!(fields, ["spec.podCIDRs", "spec.providerID", "[]"]);
     }
 
     #[test]

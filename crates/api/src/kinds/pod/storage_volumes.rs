@@ -269,10 +269,13 @@ pub(super) fn scale_io(source: &Value, path: &Path) -> ErrorList {
 
 pub(super) fn csi(source: &Value, path: &Path) -> ErrorList {
     let mut errs = csi_driver_name(text(source, "driver"), &path.child("driver"));
-    if let Some(error) = secret_name(source, "nodePublishSecretRef", path) {
-        errs.push(error);
-    } else if present(source, "nodePublishSecretRef") {
+    if present(source, "nodePublishSecretRef") {
         let name = text(part(source, "nodePublishSecretRef"), "name");
+        if name.is_empty() {
+            // Kubernetes writes the field with a blank.
+            errs.push(field::required(&path.child("nodePublishSecretRef ").child("name"), ""));
+            return errs;
+        }
         errs.extend(invalid_each(&path.child("name"), name, names::dns1123_subdomain_name(name, false)));
     }
     errs

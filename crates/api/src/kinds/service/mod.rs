@@ -276,7 +276,7 @@ fn trim_to_single_stack(new: &mut Value, old: &Value) {
 /// A field that the new type has no use for goes, unless the client asked for it.
 fn drop_fields_of_old_type(new: &mut Value, old: &Value) {
     let same = |new: &Value, name: &str| get(new, &["spec", name]) == get(old, &["spec", name]);
-    if needs_cluster_ip(old) && !needs_cluster_ip(new) {
+    if needs_cluster_ip(old) && type_of(new) == "ExternalName" {
         if same(new, "clusterIP") && same(new, "clusterIPs") {
             remove(new, &["spec", "clusterIP"]);
             remove(new, &["spec", "clusterIPs"]);
