@@ -37,7 +37,7 @@ impl PathElement {
             "v" => serde_json::from_str(rest).map(PathElement::Value).map_err(|e| e.to_string()),
             "k" => {
                 let keys: Map = serde_json::from_str(rest).map_err(|e| e.to_string())?;
-                Ok(PathElement::key(keys.into_iter().map(|(name, value)| (name.into(), value)).collect()))
+                Ok(PathElement::key(keys.into_iter().collect()))
             }
             "i" => rest.parse().map(PathElement::Index).map_err(|_| format!("invalid index {rest:?}")),
             _ => Err("unknown path element type".into()),

@@ -61,7 +61,7 @@ fn item_element(type_: Type<'_>, list: ListType, index: usize, item: &Value) -> 
             Value::Object(map) => {
                 let mut keys = Vec::new();
                 for name in type_.keys().iter() {
-                    let value = map.get(*name).cloned().or_else(|| type_.key_default(name)).ok_or_else(|| {
+                    let value = map.get(name).cloned().or_else(|| type_.key_default(name)).ok_or_else(|| {
                         format!(
                             "associative list with keys has an element that omits key field {name:?} (and doesn't have default value)"
                         )

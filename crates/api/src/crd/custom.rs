@@ -406,7 +406,7 @@ fn nested<'v>(
     let mut value = object;
     for (i, name) in names.iter().enumerate() {
         match value {
-            Value::Object(map) => match map.get(*name) {
+            Value::Object(map) => match map.get(name) {
                 Some(next) => value = next,
                 None => return Ok(None),
             },

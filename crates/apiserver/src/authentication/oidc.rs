@@ -66,7 +66,7 @@ impl Oidc {
         }
         let issuer = self.config.issuer_url.trim_end_matches('/');
         let document = self.fetch(&format!("{issuer}/.well-known/openid-configuration")).await?;
-        let keys: Keys = Arc::new(from_jwks(&self.fetch(str_at(&document, &["jwks_uri"])).await?.into()));
+        let keys: Keys = Arc::new(from_jwks(&self.fetch(str_at(&document, &["jwks_uri"])).await?));
         *self.keys.lock() = Some((Instant::now(), keys.clone()));
         Ok(keys)
     }

@@ -182,9 +182,7 @@ pub async fn run(call: &Call, name: &str, options: &DeleteOptions) -> Result<Del
                             .objects
                             .delete("", "endpoints", &call.namespace, name, Value::Null)
                             .await;
-                        if let Err(e) = deleted.or_else(|e| if e.code == 404 { Ok(()) } else { Err(e) }) {
-                            return Err(e);
-                        }
+                        deleted.or_else(|e| if e.code == 404 { Ok(()) } else { Err(e) })?
                     }
                 }
                 return Ok(done);

@@ -38,7 +38,7 @@ fn show(v: &Value) -> String {
 
 fn fields(new: &Value, old: &Value, depth: usize, out: &mut String) {
     let (Some(new), Some(old)) = (new.as_object(), old.as_object()) else { return };
-    let mut keys: Vec<&Text> = new.keys().chain(old.keys().filter(|k| !new.contains_key(*k))).collect();
+    let mut keys: Vec<&Text> = new.keys().chain(old.keys().filter(|k| !new.contains_key(k))).collect();
     keys.sort();
     let mut identical = 0;
     let skipped = |n: &mut usize, out: &mut String| {
