@@ -8,6 +8,7 @@ use futures::FutureExt;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
 use parking_lot::Mutex;
+use pilothouse_apimachinery::go::quote;
 use pilothouse_apimachinery::status::Status;
 use tokio::time::Instant;
 
@@ -75,7 +76,7 @@ where
 
     let long = is_long_running(&context.info);
     let mut response = match before {
-        Err(failure) => respond::status(&context, &failure),
+        Err(failure) => refused(&context, &failure),
         Ok(()) => run(&state, &context, body, long).await,
     };
     if !long {
@@ -107,6 +108,17 @@ where
         response = response.map(|_| crate::request::full(bytes::Bytes::new()));
     }
     response
+}
+
+/// Answers a request that has not come as far as its handler. Kubernetes tells its own faults there as text.
+fn refused(context: &RequestContext, failure: &Status) -> Response {
+    let Some(why) = failure.message.strip_prefix("Internal error occurred: ") else {
+        return respond::status(context, failure);
+    };
+    let uri = quote(&context.parts.uri.to_string());
+    let text = format!("Internal Server Error: {uri}: {why}\n");
+    let text = text.replace('&', "&amp;").replace('<', "&lt;").replace('>', "&gt;");
+    respond::text(StatusCode::INTERNAL_SERVER_ERROR, text)
 }
 
 /// Keeps the answer's body for the audit log, where that asks for it.
