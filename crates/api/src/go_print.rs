@@ -1,7 +1,6 @@
 //! Values as Go's `%#v` prints them: some errors of validation show structs, lists and maps in that form.
 
-use pilothouse_apimachinery::json::strings_at;
-use pilothouse_apimachinery::json::{Text, Value};
+use pilothouse_apimachinery::json::{Text, Value, strings_at};
 
 /// `[]string{"a", "b"}`, `[]string(nil)` where there is no list.
 pub fn strings(value: &Value) -> String {

@@ -1,6 +1,6 @@
 //! Kinds as data: catalogue, schema engine, patches, apply, protobuf, tables, OpenAPI.
 //!
-//! Everything here is a plain function over `pilothouse_apimachinery::json::Value` and bytes: no I/O, no tokio, no HTTP.
+//! Everything here is a plain function over `json::Value` and bytes: no I/O, no tokio, no HTTP.
 
 pub mod apply;
 pub mod catalogue;

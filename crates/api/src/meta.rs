@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{
-    self, bool_at, copy, get, get_i64, has, i64_at, list_at, remove, set, str_at,
+    self, Value, bool_at, copy, get, get_i64, has, i64_at, list_at, remove, set, str_at,
 };
 use pilothouse_apimachinery::rand::generate_name;
 use pilothouse_apimachinery::status::{Result, Status};

@@ -1,7 +1,6 @@
 //! `meta.k8s.io` tables: what `kubectl get` shows, computed by the server.
 
-use pilothouse_apimachinery::json::str_at;
-use pilothouse_apimachinery::json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Value, json, str_at};
 use pilothouse_apimachinery::time;
 
 use crate::kinds::RowContext;

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use pilothouse_api::discovery;
 use pilothouse_api::openapi::etag;
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json, to_value};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 
@@ -111,9 +111,7 @@ fn discovery_document(
     let scheme = state.registry.scheme();
     let aggregated = aggregated_version(state.release, context);
     Ok(match parts {
-        ["version"] => Some(Discovery::plain(
-            pilothouse_apimachinery::json::to_value(state.release.info()).unwrap_or_default(),
-        )),
+        ["version"] => Some(Discovery::plain(to_value(state.release.info()).unwrap_or_default())),
         ["api"] => Some(match aggregated {
             Some(v) => {
                 let core = [discovery::core_group()];

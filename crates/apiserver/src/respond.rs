@@ -1,5 +1,6 @@
 //! Answers: headers, indentation, compression, `Status`.
 
+use pilothouse_apimachinery::json::to_value;
 use std::io::Write;
 
 use bytes::{BufMut, Bytes, BytesMut};
@@ -88,7 +89,7 @@ fn status_as(media: Media, pretty: bool, status: &Status) -> Response {
 /// A `Status` as protobuf. Its form has been the same in all releases.
 pub fn status_protobuf(status: &Status) -> Option<Vec<u8>> {
     let schema = Schema::meta(Release::V1_20, "Status")?;
-    Some(protobuf::encode(schema, &pilothouse_apimachinery::json::to_value(status).ok()?))
+    Some(protobuf::encode(schema, &to_value(status).ok()?))
 }
 
 /// An answer that is a stream of bytes, such as a watch.

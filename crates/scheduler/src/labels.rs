@@ -1,5 +1,6 @@
 //! Selectors of labels and of nodes, compiled once per pod.
 
+use pilothouse_apimachinery::json::to_value;
 use std::collections::BTreeMap;
 
 use k8s_openapi::api::core::v1::{NodeSelector, NodeSelectorTerm};
@@ -12,7 +13,7 @@ pub type Labels = BTreeMap<String, String>;
 /// Compiles a label selector: none selects nothing, an empty one everything, a malformed one nothing.
 pub fn selector(selector: Option<&LabelSelector>) -> Selector {
     selector
-        .and_then(|s| pilothouse_apimachinery::json::to_value(s).ok())
+        .and_then(|s| to_value(s).ok())
         .and_then(|v| Selector::from_label_selector(&v).ok())
         .unwrap_or_else(Selector::nothing)
 }

@@ -1,4 +1,4 @@
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{Value, json, to_value};
 use proptest::prelude::*;
 
 use super::managed::{Managed, manager_name};
@@ -97,11 +97,7 @@ fn recorded() {
                     assert_eq!(Value::from(status.message.as_str()), expect["message"], "{name}");
                     assert_eq!(Value::from(status.code), expect["code"], "{name}");
                     let causes = status.details.unwrap_or_default().causes;
-                    assert_eq!(
-                        pilothouse_apimachinery::json::to_value(causes).unwrap(),
-                        expect["causes"],
-                        "{name}"
-                    );
+                    assert_eq!(to_value(causes).unwrap(), expect["causes"], "{name}");
                 }
             }
         });

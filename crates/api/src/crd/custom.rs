@@ -4,8 +4,7 @@
 use std::sync::Arc;
 
 use pilothouse_apimachinery::field::{self, ErrorList, ErrorType, Path};
-use pilothouse_apimachinery::json::{self, bool_at, get, list_at, str_at};
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{self, Value, bool_at, get, json, list_at, str_at};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::time;
 use pilothouse_apimachinery::version::Release;

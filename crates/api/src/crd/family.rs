@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, bool_at, get, json, list_at, str_at};
 use pilothouse_apimachinery::version::Release;
 
 use super::custom::{self, CustomVersion};

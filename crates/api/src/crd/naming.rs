@@ -4,8 +4,7 @@
 
 use std::collections::BTreeSet;
 
-use pilothouse_apimachinery::json::{self, get, list_at, str_at};
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{self, Value, get, json, list_at, str_at};
 
 /// Sets a condition: replaces the one of its type. The time of the last transition changes with the status only.
 pub fn set_condition(crd: &mut Value, mut condition: Value, now: &str) {

@@ -6,8 +6,7 @@ use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, ErrorType, Path};
 use pilothouse_apimachinery::go;
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, get, list_at, str_at};
 use pilothouse_cel::{Bindings, Budget, Nobody, PER_CALL_LIMIT, Program, Type, Value as Cel};
 
 use super::schema::{Additional, Schema};

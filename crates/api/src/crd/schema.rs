@@ -2,8 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{bool_at, get, str_at};
+use pilothouse_apimachinery::json::{Value, bool_at, get, str_at};
 use regex::Regex;
 
 use super::rules::Rule;

@@ -4,8 +4,7 @@
 //! The schema is taken apart into nodes, each with its place, and every node is held against the rules of its place.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, bool_at, get, json, list_at, str_at};
 use regex::Regex;
 
 use super::structural::{is_set, map_at, wrong_type};

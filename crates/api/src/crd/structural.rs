@@ -5,8 +5,7 @@ use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::go;
-use pilothouse_apimachinery::json::{Text, Value};
-use pilothouse_apimachinery::json::{bool_at, get, list_at, str_at};
+use pilothouse_apimachinery::json::{Text, Value, bool_at, get, list_at, str_at};
 
 use super::schema::Schema;
 pub use super::shape::violations;
@@ -115,11 +114,12 @@ pub fn has_extensions(schema: &Value) -> bool {
 
 /// Whether a schema names types that OpenAPI does not have.
 pub fn has_invalid_types(schema: &Value) -> bool {
-    any(schema, &|s| {
-        !str_at(s, &["type"]).is_empty()
-            && str_at(s, &["type"]) != "null"
-            && !TYPES.contains(&str_at(s, &["type"]))
-    })
+    any(schema, &|s| !is_type(str_at(s, &["type"])))
+}
+
+/// Whether a schema may name a type, or none. `null` is one to OpenAPI; that it is not allowed is said elsewhere.
+fn is_type(name: &str) -> bool {
+    ["", "null"].contains(&name) || TYPES.contains(&name)
 }
 
 /// Whether a schema has sets of items that are not atomic.
@@ -256,7 +256,7 @@ fn openapi(s: &Value, path: &Path, place: &Place, rules: &Rules, errors: &mut Er
 /// What OpenAPI v3 has and Kubernetes does not allow.
 fn allowed(s: &Value, path: &Path, place: &Place, rules: &Rules, errors: &mut ErrorList) {
     let type_ = str_at(s, &["type"]);
-    if rules.valid_types && !["", "null"].contains(&type_) && !TYPES.contains(&type_) {
+    if rules.valid_types && !is_type(type_) {
         errors.push(field::not_supported(&path.child("type"), type_, TYPES));
     }
     if let (Some(reason), false) = (&place.no_defaults, get(s, &["default"]).is_null()) {

@@ -5,8 +5,7 @@ pub mod expressions;
 mod policy;
 mod webhook;
 
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::list_at;
+use pilothouse_apimachinery::json::{Value, list_at};
 
 use super::columns::{AGE, NAME, integer};
 use super::{Column, Kind, RowContext, Version};

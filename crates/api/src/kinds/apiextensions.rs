@@ -3,8 +3,7 @@
 mod convert;
 mod validate;
 
-use pilothouse_apimachinery::json::{self, get, list_at, str_at};
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{self, Value, get, json, list_at, str_at};
 
 use super::{Context, Kind, STATUS, Version};
 

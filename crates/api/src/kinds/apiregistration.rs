@@ -3,8 +3,9 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{bool_at, copy, get, get_i64, has, list_at, set, set_default, str_at};
+use pilothouse_apimachinery::json::{
+    Value, bool_at, copy, get, get_i64, has, json, list_at, set, set_default, str_at,
+};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::time::Timestamp;
 

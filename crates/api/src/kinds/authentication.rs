@@ -1,7 +1,6 @@
 //! Reviews of `authentication.k8s.io`: who is this? Only ever posted, never stored.
 
-use pilothouse_apimachinery::json::json;
-use pilothouse_apimachinery::json::set_default;
+use pilothouse_apimachinery::json::{json, set_default};
 
 use super::{Kind, Version};
 

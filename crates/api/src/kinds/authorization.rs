@@ -1,8 +1,7 @@
 //! Reviews of `authorization.k8s.io`: who may do what? Only ever posted, never stored.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, has, list_at, map_at, str_at};
+use pilothouse_apimachinery::json::{Value, get, has, list_at, map_at, str_at};
 
 use super::{Kind, Version};
 

@@ -7,8 +7,7 @@ use std::collections::BTreeSet;
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, list_at, list_mut, remove, set, str_at};
+use pilothouse_apimachinery::json::{Value, copy, get, has, json, list_at, list_mut, remove, set, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::time::Timestamp;
 

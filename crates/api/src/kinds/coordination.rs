@@ -1,8 +1,7 @@
 //! `Lease`, by which leaders and nodes show that they are alive, and `LeaseCandidate`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{i64_at, str_at};
+use pilothouse_apimachinery::json::{Value, i64_at, str_at};
 use pilothouse_apimachinery::version::Release;
 
 use super::columns::{AGE, NAME, text};

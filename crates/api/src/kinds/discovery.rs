@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, Error, ErrorList, Path};
-use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::json::{
-    get, has, i64_at, list_at, list_mut, map_at, remove, set, set_default, str_at,
+    Map, Value, get, has, i64_at, list_at, list_mut, map_at, remove, set, set_default, str_at,
 };
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;

@@ -1,8 +1,7 @@
 //! `Event`: one kind in two groups, core and `events.k8s.io`, whose fields differ in name.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, get_i64, has, str_at};
+use pilothouse_apimachinery::json::{Value, get, get_i64, has, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
 

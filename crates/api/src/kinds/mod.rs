@@ -1,7 +1,7 @@
 //! The built-in kinds, one file each (or one file for a small family).
 //!
 //! What a kind *is* (fields, types, protobuf numbers, list types, merge keys, simple defaults) comes from the
-//! catalogue. What it *does* beyond that is a [`Kind`]: a table of plain functions over `pilothouse_apimachinery::json::Value`, in the
+//! catalogue. What it *does* beyond that is a [`Kind`]: a table of plain functions over `json::Value`, in the
 //! kind's own file, listed in [`all`]. Adding a kind is one file and one line.
 //!
 //! Every function works on the object in the kind's *hub* version (the first of [`Kind::versions`]) and in Go's

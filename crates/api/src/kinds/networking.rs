@@ -4,8 +4,7 @@ mod ingress;
 mod network_policy;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, list_at, set, set_default, str_at};
+use pilothouse_apimachinery::json::{Value, copy, get, has, json, list_at, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
 

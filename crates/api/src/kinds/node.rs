@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, has, list_at, map_at, remove, set, str_at};
+use pilothouse_apimachinery::json::{Value, get, has, list_at, map_at, remove, set, str_at};
 use pilothouse_apimachinery::names;
 
 use super::checks::{immutable_at, invalid_each};

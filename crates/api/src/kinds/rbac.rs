@@ -1,8 +1,7 @@
 //! Roles and bindings of `rbac.authorization.k8s.io`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{ensure_object, get, has, list_at, list_mut, set_default, str_at};
+use pilothouse_apimachinery::json::{Value, ensure_object, get, has, list_at, list_mut, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
 

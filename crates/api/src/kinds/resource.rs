@@ -1,8 +1,7 @@
 //! Kinds of `resource.k8s.io`, dynamic allocation of devices. Releases after v1.20 only.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, list_at, set, set_default, str_at};
+use pilothouse_apimachinery::json::{Value, copy, get, has, json, list_at, set, set_default, str_at};
 
 use super::columns::{AGE, NAME, text};
 use super::{Kind, RowContext, STATUS, Version};

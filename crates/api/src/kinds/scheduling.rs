@@ -1,8 +1,7 @@
 //! `PriorityClass`, and groups of pods that are scheduled together.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{bool_at, get, get_i64, set_default, str_at};
+use pilothouse_apimachinery::json::{Value, bool_at, get, get_i64, set_default, str_at};
 
 use super::checks::immutable_at;
 use super::columns::{AGE, NAME, boolean, integer};

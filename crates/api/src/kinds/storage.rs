@@ -4,8 +4,7 @@ mod class;
 mod csi;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{bool_at, copy, get, has, set, str_at};
+use pilothouse_apimachinery::json::{Value, bool_at, copy, get, has, json, set, str_at};
 use pilothouse_apimachinery::names;
 
 use super::checks::{invalid_each, metadata_for_status, node_name};

@@ -14,7 +14,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::version::Release;
 use sha2::{Digest, Sha256};
 
@@ -141,15 +141,15 @@ impl Documents {
 
     /// `/openapi/v3`: where the documents of the groups and versions are.
     pub fn v3_index(&self) -> Bytes {
-        let paths: pilothouse_apimachinery::json::Map = self
+        let paths: Map = self
             .v3_all()
             .iter()
             .map(|(path, document)| {
                 let url = format!("/openapi/v3/{path}?hash={}", etag(document));
-                (path.clone(), pilothouse_apimachinery::json::json!({"serverRelativeURL": url}))
+                (path.clone(), json!({"serverRelativeURL": url}))
             })
             .collect();
-        Bytes::from(pilothouse_apimachinery::json::json!({"paths": paths}).to_string())
+        Bytes::from(json!({"paths": paths}).to_string())
     }
 
     /// `/openapi/v3/<path>`, such as `api/v1` or `apis/apps/v1`.

@@ -1,5 +1,7 @@
 //! JSON merge patch (RFC 7386).
 
+use std::collections::BTreeMap;
+
 use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::version::Release;
@@ -32,16 +34,16 @@ fn merge(target: &mut Value, patch: Value) {
         *target = Value::Object(Map::new());
     }
     let Some(map) = target.as_object_mut() else { return };
-    let mut changes = Vec::new();
+    let mut changes = BTreeMap::new();
     for (name, value) in patch {
         if value.is_null() {
-            changes.push((name, None));
+            changes.insert(name, None);
         } else if let Some(old) = map.get_mut(&name) {
             merge(old, value);
         } else {
             let mut made = Value::Null;
             merge(&mut made, value);
-            changes.push((name, Some(made)));
+            changes.insert(name, Some(made));
         }
     }
     map.change(changes);

@@ -3,7 +3,9 @@
 //! Directives: `$patch: replace|delete` in maps and in items of merged lists, `$retainKeys`,
 //! `$deleteFromPrimitiveList/<list>`, `$setElementOrder/<list>`; `null` deletes.
 
-use pilothouse_apimachinery::json::{Map, Text, Value};
+use std::collections::BTreeMap;
+
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::status::{Result, Status};
 
 use super::json::rejected;
@@ -82,19 +84,19 @@ fn merge_map(type_: Type<'_>, mut original: Object, mut patch: Object) -> Outcom
     }
     retain_keys(&mut original, &mut patch)?;
     set_element_order(type_, &mut original, &mut patch)?;
-    let mut changes = Vec::new();
+    let mut changes = BTreeMap::new();
     for (key, value) in patch {
         let (key, delete_list) = match key.strip_prefix(DELETE_FROM_PRIMITIVE_LIST) {
             Some(list) => (list.into(), true),
             None => (key, false),
         };
         if value.is_null() {
-            changes.push((key, None));
+            changes.insert(key, None);
             continue;
         }
         let Some(slot) = original.get_mut(&key) else {
             if !delete_list {
-                changes.push((key, Some(clean(value)?)));
+                changes.insert(key, Some(clean(value)?));
             }
             continue;
         };
@@ -112,9 +114,6 @@ fn merge_map(type_: Type<'_>, mut original: Object, mut patch: Object) -> Outcom
             (_, new) => new,
         };
     }
-    // A directive sorts before the name that it is about.
-    changes.sort_by(|(a, _): &(Text, _), (b, _)| a.cmp(b));
-    changes.dedup_by(|(a, _), (b, _)| a == b);
     original.change(changes);
     Ok(original)
 }

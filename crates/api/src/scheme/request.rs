@@ -1,7 +1,6 @@
 //! Bodies of requests, decoded as a resource's.
 
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{self, str_at};
+use pilothouse_apimachinery::json::{self, Value, str_at};
 use pilothouse_apimachinery::status::{Result, Status};
 use pilothouse_apimachinery::version::Release;
 

@@ -2,8 +2,7 @@
 
 use std::sync::{Arc, LazyLock};
 
-use pilothouse_apimachinery::json::{self, str_at};
-use pilothouse_apimachinery::json::{Map, Value, json};
+use pilothouse_apimachinery::json::{self, Map, Value, json, str_at};
 
 use super::Resource;
 use super::resource::Body;

@@ -1,8 +1,7 @@
 //! What a resource does to its objects on create and update, and what it refuses.
 
 use pilothouse_apimachinery::field::ErrorList;
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{self, get_i64};
+use pilothouse_apimachinery::json::{self, Value, get_i64};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;

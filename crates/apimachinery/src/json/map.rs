@@ -1,6 +1,6 @@
 //! Objects of JSON and lists of JSON: shared between copies until one of them is changed.
 
-use std::borrow::Borrow;
+use std::collections::BTreeMap;
 use std::fmt;
 use std::hash::{Hash, Hasher};
 use std::ops::{Deref, DerefMut, Index, IndexMut};
@@ -23,11 +23,6 @@ impl Map {
     /// An empty object.
     pub const fn new() -> Map {
         Map(None)
-    }
-
-    /// An empty object with room for some members.
-    pub fn with_capacity(members: usize) -> Map {
-        if members == 0 { Map(None) } else { Map(Some(Arc::new(Vec::with_capacity(members)))) }
     }
 
     fn members(&self) -> &[(Text, Value)] {
@@ -71,11 +66,6 @@ impl Map {
         Some(&mut self.members_mut()[at].1)
     }
 
-    /// The member of a name, and the name as it is stored.
-    pub fn get_key_value(&self, name: &str) -> Option<(&Text, &Value)> {
-        self.position(name).map(|at| &self.members()[at]).map(|(k, v)| (k, v))
-    }
-
     /// Whether there is a member of a name.
     pub fn contains_key(&self, name: &str) -> bool {
         self.position(name).is_some()
@@ -99,13 +89,8 @@ impl Map {
 
     /// Removes a member: what was there.
     pub fn remove(&mut self, name: &str) -> Option<Value> {
-        self.remove_entry(name).map(|(_, v)| v)
-    }
-
-    /// Removes a member: its name and what was there.
-    pub fn remove_entry(&mut self, name: &str) -> Option<(Text, Value)> {
         let at = self.position(name)?;
-        Some(self.members_mut().remove(at))
+        Some(self.members_mut().remove(at).1)
     }
 
     /// The place of a member, whether one is there or not.
@@ -130,9 +115,8 @@ impl Map {
         self.0 = None;
     }
 
-    /// Sets members, and removes those without a value, in one pass however many they are. `changes` are sorted by name,
-    /// each name once.
-    pub fn change(&mut self, changes: Vec<(Text, Option<Value>)>) {
+    /// Sets members, and removes those without a value: in one pass where there are many.
+    pub fn change(&mut self, changes: BTreeMap<Text, Option<Value>>) {
         if changes.len() <= FEW {
             for (name, value) in changes {
                 match value {
@@ -155,7 +139,7 @@ impl Map {
         *self = Map(Some(Arc::new(members)));
     }
 
-    /// Leaves those members of which `keep` says so. Nothing is copied where all stay.
+    /// Leaves those members of which `keep` says so.
     pub fn retain(&mut self, mut keep: impl FnMut(&Text, &mut Value) -> bool) {
         if !self.is_empty() {
             self.members_mut().retain_mut(|(k, v)| keep(k, v));
@@ -276,7 +260,7 @@ impl<K: Into<Text>, V: Into<Value>> FromIterator<(K, V)> for Map {
 
 impl<K: Into<Text>, V: Into<Value>> Extend<(K, V)> for Map {
     fn extend<I: IntoIterator<Item = (K, V)>>(&mut self, iter: I) {
-        self.change(Map::from_iter(iter).into_iter().map(|(k, v)| (k, Some(v))).collect());
+        self.change(iter.into_iter().map(|(k, v)| (k.into(), Some(v.into()))).collect());
     }
 }
 
@@ -370,12 +354,6 @@ impl Deref for Array {
 impl DerefMut for Array {
     fn deref_mut(&mut self) -> &mut Vec<Value> {
         Arc::make_mut(&mut self.0)
-    }
-}
-
-impl Borrow<[Value]> for Array {
-    fn borrow(&self) -> &[Value] {
-        &self.0
     }
 }
 

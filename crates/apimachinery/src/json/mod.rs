@@ -6,6 +6,8 @@
 mod convert;
 mod map;
 mod serde;
+#[cfg(test)]
+mod tests;
 mod value;
 
 pub use map::{Array, Entry, Iter, IterMut, Map};
@@ -162,26 +164,4 @@ pub fn deeper_than(v: &Value, max: usize) -> bool {
         }
     }
     false
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn paths() {
-        let mut v = json!({"spec": {"a": "x", "n": 3, "l": [1]}});
-        assert_eq!(str_at(&v, &["spec", "a"]), "x");
-        assert_eq!(str_at(&v, &["spec", "b", "c"]), "");
-        assert_eq!(i64_at(&v, &["spec", "n"]), Some(3));
-        assert_eq!(list_at(&v, &["spec", "l"]).len(), 1);
-        set(&mut v, &["status", "phase"], "Pending");
-        set_default(&mut v, &["status", "phase"], "Other");
-        assert_eq!(str_at(&v, &["status", "phase"]), "Pending");
-        assert_eq!(remove(&mut v, &["spec", "n"]), Some(json!(3)));
-        let from = json!({"spec": {}});
-        copy(&mut v, &from, &["status"]);
-        assert!(!has(&v, &["status"]));
-        assert!(deeper_than(&json!([[[]]]), 1) && !deeper_than(&json!([[[]]]), 2));
-    }
 }

@@ -175,47 +175,6 @@ impl IntoDeserializer<'_, Error> for Value {
     }
 }
 
-/// A member's name as a deserializer, which [`MapDeserializer`] asks for.
-struct NameOf(Text);
-
-impl<'de> Deserializer<'de> for NameOf {
-    type Error = Error;
-
-    fn deserialize_any<V: Visitor<'de>>(self, visitor: V) -> Result<V::Value, Error> {
-        visitor.visit_str(&self.0)
-    }
-
-    fn deserialize_newtype_struct<V: Visitor<'de>>(
-        self,
-        _: &'static str,
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        visitor.visit_newtype_struct(self)
-    }
-
-    fn deserialize_enum<V: Visitor<'de>>(
-        self,
-        name: &'static str,
-        variants: &'static [&'static str],
-        visitor: V,
-    ) -> Result<V::Value, Error> {
-        Value::String(self.0).deserialize_enum(name, variants, visitor)
-    }
-
-    serde::forward_to_deserialize_any! {
-        bool i8 i16 i32 i64 i128 u8 u16 u32 u64 u128 f32 f64 char str string bytes byte_buf option unit unit_struct seq
-        tuple tuple_struct map struct identifier ignored_any
-    }
-}
-
-impl IntoDeserializer<'_, Error> for NameOf {
-    type Deserializer = NameOf;
-
-    fn into_deserializer(self) -> NameOf {
-        self
-    }
-}
-
 impl<'de> Deserializer<'de> for Value {
     type Error = Error;
 
@@ -232,7 +191,7 @@ impl<'de> Deserializer<'de> for Value {
                 Ok(found)
             }
             Value::Object(map) => {
-                let mut members = MapDeserializer::new(map.into_iter().map(|(k, v)| (NameOf(k), v)));
+                let mut members = MapDeserializer::new(map.into_iter().map(|(k, v)| (Value::String(k), v)));
                 let found = visitor.visit_map(&mut members)?;
                 members.end()?;
                 Ok(found)
@@ -285,7 +244,7 @@ impl<'de> EnumAccess<'de> for Variant {
     type Variant = Content;
 
     fn variant_seed<S: serde::de::DeserializeSeed<'de>>(self, seed: S) -> Result<(S::Value, Content), Error> {
-        Ok((seed.deserialize(NameOf(self.variant))?, Content(self.content)))
+        Ok((seed.deserialize(Value::String(self.variant))?, Content(self.content)))
     }
 }
 

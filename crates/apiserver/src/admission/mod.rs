@@ -301,6 +301,8 @@ pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value
 
 #[cfg(test)]
 mod tests {
+    use pilothouse_apimachinery::json::json;
+
     use super::*;
     use pilothouse_apimachinery::version::NEWEST;
 
@@ -350,14 +352,8 @@ mod tests {
     #[test]
     fn names_what_is_refused() {
         let r = |o: Value| forbidden(&test_create("", "pods", "Pod", o), "no").message;
-        assert_eq!(
-            r(pilothouse_apimachinery::json::json!({"metadata": {"name": "x"}})),
-            "pods \"x\" is forbidden: no"
-        );
-        assert_eq!(
-            r(pilothouse_apimachinery::json::json!({"metadata": {"generateName": "x-"}})),
-            "pods \"x-\" is forbidden: no"
-        );
+        assert_eq!(r(json!({"metadata": {"name": "x"}})), "pods \"x\" is forbidden: no");
+        assert_eq!(r(json!({"metadata": {"generateName": "x-"}})), "pods \"x-\" is forbidden: no");
         assert_eq!(r(Value::Null), "pods \"Unknown\" is forbidden: no");
     }
 }

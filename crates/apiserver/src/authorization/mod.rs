@@ -8,7 +8,7 @@ pub mod webhook;
 use std::sync::Arc;
 
 use async_trait::async_trait;
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 
 use self::node::NodeAuthorizer;
@@ -123,7 +123,7 @@ impl Authorizer for Authorization {
 
     async fn rules_for(&self, user: &UserInfo, namespace: &str) -> (Vec<Value>, Vec<Value>, bool) {
         let (mut resources, mut urls, mut complete) = (Vec::new(), Vec::new(), true);
-        let star = || pilothouse_apimachinery::json::json!(["*"]);
+        let star = || json!(["*"]);
         for mode in &self.modes {
             match mode {
                 Mode::Rbac(rbac) => {
@@ -133,11 +133,8 @@ impl Authorizer for Authorization {
                     }
                 }
                 Mode::AlwaysAllow => {
-                    resources
-                        .push(pilothouse_apimachinery::json::json!({"verbs": star(), "apiGroups": star(), "resources": star()}));
-                    urls.push(
-                        pilothouse_apimachinery::json::json!({"verbs": star(), "nonResourceURLs": star()}),
-                    );
+                    resources.push(json!({"verbs": star(), "apiGroups": star(), "resources": star()}));
+                    urls.push(json!({"verbs": star(), "nonResourceURLs": star()}));
                 }
                 Mode::Node(_) => complete &= node::node_identity(user).is_none(),
                 Mode::Webhook(_) | Mode::Abac(_) => complete = false,

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{Map, Value, json};
 use pilothouse_apimachinery::selector::Selector;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::time::Timestamp;
@@ -30,9 +30,7 @@ fn serves_nobody(pod: &Value) -> bool {
 /// The budgets that a pod counts for.
 fn budgets(objects: &dyn Objects, pod: &Value, release: Release) -> Vec<Arc<Value>> {
     let labels = get(pod, &["metadata", "labels"]);
-    if release == Release::V1_20
-        && labels.as_object().is_none_or(pilothouse_apimachinery::json::Map::is_empty)
-    {
+    if release == Release::V1_20 && labels.as_object().is_none_or(Map::is_empty) {
         return Vec::new();
     }
     let mut all = objects.list("policy", "poddisruptionbudgets", str_at(pod, &["metadata", "namespace"]));

@@ -4,8 +4,7 @@
 use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{has, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, has, list_at, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_cel::{Program, Type};
 

@@ -1,8 +1,9 @@
 //! Admission policies in CEL, of releases after v1.20.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, list_at, list_mut, set, set_default, str_at};
+use pilothouse_apimachinery::json::{
+    Value, copy, get, has, json, list_at, list_mut, set, set_default, str_at,
+};
 
 use super::GROUP;
 use super::expressions::{self, Environment, Gives};

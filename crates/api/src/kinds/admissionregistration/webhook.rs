@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{get, get_mut, has, i64_at, list_at, list_mut, set_default, str_at};
+use pilothouse_apimachinery::json::{
+    Value, get, get_mut, has, i64_at, json, list_at, list_mut, set_default, str_at,
+};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
 use pilothouse_apimachinery::version::Release;

@@ -1,8 +1,7 @@
 //! Between v1, in which schemas, subresources and columns belong to versions, and v1beta1, in which they may stand once
 //! for all of them. Kubernetes' internal form, whose field names its errors show, is v1beta1's.
 
-use pilothouse_apimachinery::json::{self, get, list_at, str_at};
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{self, Value, get, json, list_at, str_at};
 
 /// What a version has and the definition as a whole may have: names in the version, and at the top.
 const SHARED: [(&str, &str); 3] = [

@@ -1,8 +1,7 @@
 //! The rules of CustomResourceDefinitions. Errors name the fields of Kubernetes' internal form (see [`super::convert`]).
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{self, bool_at, get, list_at, str_at};
+use pilothouse_apimachinery::json::{self, Value, bool_at, get, list_at, str_at};
 use pilothouse_apimachinery::version::Release;
 use pilothouse_apimachinery::{go, names};
 

@@ -1,8 +1,7 @@
 //! `Binding`: ties a pod to a node. It is only ever posted, never stored.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::str_at;
+use pilothouse_apimachinery::json::{Value, str_at};
 
 use crate::kinds::{Context, Kind, Version};
 

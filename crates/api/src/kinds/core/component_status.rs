@@ -1,7 +1,6 @@
 //! `ComponentStatus`: whether scheduler, controller manager and etcd answer. Made on request, never stored.
 
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{list_at, str_at};
+use pilothouse_apimachinery::json::{Value, list_at, str_at};
 
 use crate::kinds::columns::{NAME, text};
 use crate::kinds::{Kind, RowContext, Version};

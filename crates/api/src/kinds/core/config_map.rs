@@ -3,8 +3,7 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{bool_at, get, map_at, strings_at};
+use pilothouse_apimachinery::json::{Map, Value, bool_at, get, map_at, strings_at};
 use pilothouse_apimachinery::names;
 
 use crate::kinds::checks::invalid_each;
@@ -78,7 +77,7 @@ pub(super) fn locked(new: &Value, old: &Value, fields: &[&str]) -> ErrorList {
         errs.push(field::forbidden(&Path::new("immutable"), LOCKED));
     }
     for name in fields {
-        let empty = |v: &Value| v.as_object().is_none_or(pilothouse_apimachinery::json::Map::is_empty);
+        let empty = |v: &Value| v.as_object().is_none_or(Map::is_empty);
         let (n, o) = (get(new, &[name]), get(old, &[name]));
         if n != o && !(empty(n) && empty(o)) {
             errs.push(field::forbidden(&Path::new(name), LOCKED));
@@ -88,7 +87,7 @@ pub(super) fn locked(new: &Value, old: &Value, fields: &[&str]) -> ErrorList {
 }
 
 fn row(object: &Value, context: &RowContext) -> Vec<Value> {
-    let count = |f: &str| map_at(object, &[f]).map_or(0, pilothouse_apimachinery::json::Map::len);
+    let count = |f: &str| map_at(object, &[f]).map_or(0, Map::len);
     vec![name_cell(object), (count("data") + count("binaryData")).into(), age_cell(object, context)]
 }
 

@@ -3,8 +3,7 @@
 use std::net::IpAddr;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, get_i64, list_at, list_mut, set, str_at};
+use pilothouse_apimachinery::json::{Value, get, get_i64, list_at, list_mut, set, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
 

@@ -4,8 +4,7 @@ use std::cmp::Ordering;
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Map, Value};
-use pilothouse_apimachinery::json::{ensure_object, get, list_at, list_mut, map_at, set, str_at};
+use pilothouse_apimachinery::json::{Map, Value, ensure_object, get, list_at, list_mut, map_at, set, str_at};
 use pilothouse_apimachinery::names;
 
 use super::resources::{self, compare, text};

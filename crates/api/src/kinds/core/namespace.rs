@@ -1,8 +1,7 @@
 //! `Namespace`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, ensure_list, has, list_at, set, set_default, str_at};
+use pilothouse_apimachinery::json::{Value, copy, ensure_list, has, json, list_at, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
 

@@ -3,9 +3,8 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
-    bool_at, copy, get, has, list_at, map_at, remove, set, str_at, strings_at,
+    Value, bool_at, copy, get, has, json, list_at, map_at, remove, set, str_at, strings_at,
 };
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Map, Value, json};
-use pilothouse_apimachinery::json::{copy, get, get_mut, has, map_at, remove, set, set_default, str_at};
+use pilothouse_apimachinery::json::{
+    Map, Value, copy, get, get_mut, has, json, map_at, remove, set, set_default, str_at,
+};
 use pilothouse_apimachinery::names;
 
 use super::persistent_volume_source::{SOURCES, source_faults};

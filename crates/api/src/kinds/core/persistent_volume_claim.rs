@@ -3,8 +3,7 @@
 use std::cmp::Ordering;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, map_at, remove, set, set_default, str_at};
+use pilothouse_apimachinery::json::{Value, copy, get, has, json, map_at, remove, set, set_default, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
 use pilothouse_apimachinery::version::Release;

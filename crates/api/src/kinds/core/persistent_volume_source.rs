@@ -1,8 +1,9 @@
 //! What stands behind a `PersistentVolume`: one of twenty-two kinds of storage.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Map, Value};
-use pilothouse_apimachinery::json::{bool_at, get, get_i64, has, i64_at, list_at, map_at, str_at};
+use pilothouse_apimachinery::json::{
+    Map, Value, bool_at, get, get_i64, has, i64_at, list_at, map_at, str_at,
+};
 use pilothouse_apimachinery::names;
 
 use crate::go_print;

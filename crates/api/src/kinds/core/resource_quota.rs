@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Map, Text, Value, json};
-use pilothouse_apimachinery::json::{copy, get, has, list_at, map_at, set, str_at};
+use pilothouse_apimachinery::json::{Map, Text, Value, copy, get, has, json, list_at, map_at, set, str_at};
 use pilothouse_apimachinery::version::Release;
 
 use super::resources::{self, text as quantity_text};

@@ -3,9 +3,8 @@
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::json::{
-    ensure_object, get, has, map_at, remove, set, set_default, str_at, strings_at,
+    Map, Value, ensure_object, get, has, map_at, remove, set, set_default, str_at, strings_at,
 };
 use pilothouse_apimachinery::names;
 
@@ -142,7 +141,7 @@ fn row(object: &Value, context: &RowContext) -> Vec<Value> {
     vec![
         name_cell(object),
         str_at(object, &["type"]).into(),
-        map_at(object, &["data"]).map_or(0, pilothouse_apimachinery::json::Map::len).into(),
+        map_at(object, &["data"]).map_or(0, Map::len).into(),
         age_cell(object, context),
     ]
 }

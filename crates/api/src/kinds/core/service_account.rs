@@ -1,7 +1,6 @@
 //! `ServiceAccount`.
 
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{list_at, list_mut, str_at};
+use pilothouse_apimachinery::json::{Value, json, list_at, list_mut, str_at};
 
 use crate::kinds::columns::{AGE, NAME, text};
 use crate::kinds::{Kind, RowContext, Subresource, Version};

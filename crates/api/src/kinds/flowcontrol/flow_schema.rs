@@ -1,8 +1,7 @@
 //! `FlowSchema`: which requests belong to which flow.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{bool_at, copy, get, get_i64, has, list_at, set, str_at};
+use pilothouse_apimachinery::json::{Value, bool_at, copy, get, get_i64, has, json, list_at, set, str_at};
 use pilothouse_apimachinery::names;
 
 use super::GROUP;

@@ -1,9 +1,8 @@
 //! `PriorityLevelConfiguration`: how many requests of a level run at once, and how the others wait.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
-    copy, get, get_i64, get_mut, has, i64_at, remove, set, set_default, str_at,
+    Value, copy, get, get_i64, get_mut, has, i64_at, json, remove, set, set_default, str_at,
 };
 
 use super::GROUP;

@@ -1,9 +1,8 @@
 //! `Ingress`. Hub is v1; the beta versions have other names for backends.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
-    copy, get, get_i64, has, list_at, list_mut, remove, set, set_default, str_at,
+    Value, copy, get, get_i64, has, json, list_at, list_mut, remove, set, set_default, str_at,
 };
 use pilothouse_apimachinery::names;
 

@@ -1,8 +1,9 @@
 //! `NetworkPolicy`.
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{get, has, i64_at, list_at, list_mut, set, set_default, str_at};
+use pilothouse_apimachinery::json::{
+    Value, get, has, i64_at, json, list_at, list_mut, set, set_default, str_at,
+};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
 

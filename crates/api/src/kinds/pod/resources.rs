@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::quantity::Quantity;
 
@@ -148,7 +148,7 @@ pub(super) fn resource_requirements(requirements: &Value, path: &Path, _rules: &
 
 /// Faults of `overhead`: those of limits.
 pub(super) fn overhead(overhead: &Value, path: &Path, rules: &Rules) -> ErrorList {
-    resource_requirements(&pilothouse_apimachinery::json::json!({ "limits": overhead }), path, rules)
+    resource_requirements(&json!({ "limits": overhead }), path, rules)
 }
 
 /// A pod's quality-of-service class, from the CPU and memory of its containers.

@@ -3,7 +3,7 @@
 use std::collections::HashSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::names;
 
 use super::Rules;
@@ -225,9 +225,7 @@ fn windows_user(name: &str) -> Vec<String> {
 /// Faults of seccomp annotations, which v1.20 still reads beside the fields.
 pub(super) fn seccomp_annotations(annotations: &Value, path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
-    for (key, value) in
-        crate::kinds::access::entries(&pilothouse_apimachinery::json::json!({ "a": annotations }), "a")
-    {
+    for (key, value) in crate::kinds::access::entries(&json!({ "a": annotations }), "a") {
         if key != SECCOMP_POD && !key.starts_with(SECCOMP_CONTAINER) {
             continue;
         }
@@ -274,7 +272,7 @@ pub(super) fn apparmor_annotations(annotations: &Value, spec: &Value, path: &Pat
 /// Faults where a seccomp annotation and the field for the same thing differ.
 pub(super) fn seccomp_mismatches(annotations: &Value, spec: &Value, spec_path: &Path) -> ErrorList {
     let mut errs = ErrorList::new();
-    if is_empty(&pilothouse_apimachinery::json::json!({ "a": annotations }), "a") {
+    if is_empty(&json!({ "a": annotations }), "a") {
         return errs;
     }
     errs.extend(seccomp_mismatch(

@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, get, list_at, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
 

@@ -4,8 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{get_i64, has, list_at, list_mut, remove, set, str_at};
+use pilothouse_apimachinery::json::{Value, get_i64, has, json, list_at, list_mut, remove, set, str_at};
 use pilothouse_apimachinery::names;
 
 use super::{HEADLESS, is_headless, type_of};

@@ -6,9 +6,8 @@ mod validation;
 
 use std::collections::BTreeSet;
 
-use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::json::{
-    copy, get, get_i64, has, list_at, list_mut, remove, set, set_default, str_at,
+    Value, copy, get, get_i64, has, json, list_at, list_mut, remove, set, set_default, str_at,
 };
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;

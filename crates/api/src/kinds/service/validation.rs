@@ -3,8 +3,7 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{get, get_i64, has, i64_at, list_at, str_at};
+use pilothouse_apimachinery::json::{Value, get, get_i64, has, i64_at, json, list_at, str_at};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::version::Release;
 
@@ -251,7 +250,7 @@ fn ports_together(ports: &[Value], type_: &str, path: &Path) -> ErrorList {
     for (i, port) in ports.iter().enumerate() {
         let number = get_i64(port, &["port"]);
         if !seen.insert((protocol(port), number)) {
-            let key = pilothouse_apimachinery::json::json!({"protocol": protocol(port), "port": number});
+            let key = json!({"protocol": protocol(port), "port": number});
             errs.push(field::duplicate_shown(&path.index(i), &go_port(&key)));
         }
     }

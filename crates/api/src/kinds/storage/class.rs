@@ -3,8 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::Value;
-use pilothouse_apimachinery::json::{bool_at, get, list_at, set_default, str_at};
+use pilothouse_apimachinery::json::{Map, Value, bool_at, get, list_at, set_default, str_at};
 use pilothouse_apimachinery::names;
 
 use super::VERSIONS;
@@ -25,7 +24,7 @@ pub static STORAGE_CLASS: Kind = Kind {
     validate: |class, _| faults(class),
     validate_update: |new, old, _| {
         let mut errs = faults(new);
-        let empty = |v: &Value| v.as_object().is_none_or(pilothouse_apimachinery::json::Map::is_empty);
+        let empty = |v: &Value| v.as_object().is_none_or(Map::is_empty);
         for name in ["parameters", "provisioner", "reclaimPolicy"] {
             let (n, o) = (get(new, &[name]), get(old, &[name]));
             if n != o && !(name == "parameters" && empty(n) && empty(o)) {

@@ -3,8 +3,9 @@
 use std::collections::BTreeSet;
 
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
-use pilothouse_apimachinery::json::{Value, json};
-use pilothouse_apimachinery::json::{bool_at, get, has, i64_at, list_at, remove, set_default, str_at};
+use pilothouse_apimachinery::json::{
+    Value, bool_at, get, has, i64_at, json, list_at, remove, set_default, str_at,
+};
 use pilothouse_apimachinery::names;
 use pilothouse_apimachinery::selector::validate_label_selector;
 use pilothouse_apimachinery::version::Release;

@@ -2,8 +2,7 @@
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
-use pilothouse_apimachinery::json::strings_at;
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{Value, from_value, json, strings_at};
 use pilothouse_apimachinery::status::Status;
 
 use super::rules::GroupVersion;
@@ -110,10 +109,7 @@ pub fn denial(name: &str, status: &Value) -> Status {
     let code =
         i64_at(status, &["code"]).and_then(|c| u16::try_from(c).ok()).filter(|c| *c >= 400).unwrap_or(400);
     let mut out = Status::failure(code, str_at(status, &["reason"]), message);
-    out.details = status
-        .get("details")
-        .filter(|d| d.is_object())
-        .and_then(|d| pilothouse_apimachinery::json::from_value(d.clone()).ok());
+    out.details = status.get("details").filter(|d| d.is_object()).and_then(|d| from_value(d.clone()).ok());
     out
 }
 

@@ -1,6 +1,6 @@
 //! Which webhooks a request goes to.
 
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::selector::Selector;
 
 use crate::json::{get, list_at, str_at, texts};
@@ -77,7 +77,7 @@ pub fn version_of(
 pub fn selected(webhook: &Value, r: &AdmissionRequest, objects: &dyn Objects) -> bool {
     let matches = |selector: &Value, labels: &Value| {
         // An absent selector selects everything here.
-        let empty = selector.as_object().is_none_or(pilothouse_apimachinery::json::Map::is_empty);
+        let empty = selector.as_object().is_none_or(Map::is_empty);
         empty || Selector::from_label_selector(selector).is_ok_and(|s| s.matches(labels))
     };
     let labels = |v: &Value| get(v, &["metadata", "labels"]).clone();

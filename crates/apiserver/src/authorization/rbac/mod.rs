@@ -135,7 +135,7 @@ mod tests {
     use super::*;
     use crate::request::RequestInfo;
     use crate::testing::FakeObjects;
-    use pilothouse_apimachinery::json::json;
+    use pilothouse_apimachinery::json::{Value, json};
 
     fn user(name: &str, groups: &[&str]) -> UserInfo {
         UserInfo {
@@ -156,12 +156,7 @@ mod tests {
         }
     }
 
-    fn bind(
-        name: &str,
-        kind: &str,
-        role: &str,
-        subject: pilothouse_apimachinery::json::Value,
-    ) -> pilothouse_apimachinery::json::Value {
+    fn bind(name: &str, kind: &str, role: &str, subject: Value) -> Value {
         json!({"metadata": {"name": name}, "roleRef": {"apiGroup": GROUP, "kind": kind, "name": role}, "subjects": [subject]})
     }
 
