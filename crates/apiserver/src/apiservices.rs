@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use pilothouse_api::discovery::priority;
+use pilothouse_api::scheme::Scheme;
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_component_base::signals::Stop;
@@ -16,10 +17,8 @@ use crate::state::ServerState;
 const GROUP: &str = "apiregistration.k8s.io";
 const SERVICES: &str = "apiservices";
 const AUTOMANAGED: &str = "kube-aggregator.kubernetes.io/automanaged";
-/// What is served changes a moment after the definitions do: so often it is looked at again after each change, …
-const LOOKS: usize = 10;
-/// … at this distance.
-const LOOK: Duration = Duration::from_millis(300);
+/// How long to wait before what failed is tried again.
+const AGAIN: Duration = Duration::from_millis(300);
 
 /// One group and version that is served here.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
@@ -29,8 +28,7 @@ struct Local {
     custom: bool,
 }
 
-fn locals(state: &ServerState) -> BTreeSet<Local> {
-    let scheme = state.registry.scheme();
+fn locals(scheme: &Scheme) -> BTreeSet<Local> {
     // The aggregator's own group is not registered with itself.
     let served = scheme.resources().filter(|r| &*r.group != GROUP);
     served
@@ -105,14 +103,9 @@ async fn ensure(state: &ServerState, local: &Local) -> Result<(), Status> {
 /// Keeps the objects in step with what is served, until `stop`.
 pub async fn run(state: Arc<ServerState>, stop: Stop) {
     let mut done: BTreeSet<Local> = BTreeSet::new();
-    let Some(definitions) = state.registry.hub("apiextensions.k8s.io", "customresourcedefinitions") else {
-        return;
-    };
-    let mut changed = definitions.storage.objects.subscribe();
-    let mut looks = LOOKS;
+    let mut schemes = state.registry.schemes();
     loop {
-        changed.borrow_and_update();
-        let wanted = locals(&state);
+        let wanted = locals(&schemes.borrow_and_update().clone());
         let mut failed = false;
         for local in wanted.difference(&done.clone()) {
             match ensure(&state, local).await {
@@ -131,17 +124,10 @@ pub async fn run(state: Arc<ServerState>, stop: Stop) {
             let _ = state.objects.delete(GROUP, SERVICES, "", &name, json!({})).await;
             done.remove(local);
         }
-        let quiet = !failed && looks == 0;
-        looks = looks.saturating_sub(1);
         tokio::select! {
             () = stop.wait() => return,
-            () = tokio::time::sleep(LOOK), if !quiet => {}
-            outcome = changed.changed() => {
-                if outcome.is_err() {
-                    return;
-                }
-                looks = LOOKS;
-            }
+            () = tokio::time::sleep(AGAIN), if failed => {}
+            outcome = schemes.changed() => if outcome.is_err() { return },
         }
     }
 }

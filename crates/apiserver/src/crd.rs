@@ -2,13 +2,12 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use pilothouse_api::crd::{naming, structural};
 use pilothouse_apimachinery::field::{self, ErrorList, Path};
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
-use pilothouse_apimachinery::time::Timestamp;
 use pilothouse_component_base::signals::Stop;
 use tokio::sync::oneshot;
 
@@ -22,24 +21,32 @@ const GROUP: &str = "apiextensions.k8s.io";
 /// Their plural.
 const DEFINITIONS: &str = "customresourcedefinitions";
 /// How long to wait before a definition is looked at again that could not be finished.
-const AGAIN: Duration = Duration::from_millis(500);
+const AGAIN: Duration = Duration::from_millis(100);
 
-/// How many seconds requests that are creating objects have to end, before what they created is deleted.
-const GRACE: i64 = 2;
+/// How long requests that are creating objects have to end, before what they created is deleted.
+const GRACE: Duration = Duration::from_millis(100);
 
 /// What of a definition says how its objects are served.
 type Served = (Value, Value);
+
+/// What is known of definitions, by name.
+#[derive(Default)]
+struct Known {
+    served: BTreeMap<String, Served>,
+    /// Since when one is seen to be deleted.
+    ending: BTreeMap<String, Instant>,
+}
 
 /// Keeps the resources that are served in step with the definitions, until `stop`. `ready` is told when those that were
 /// there at the start are served.
 pub async fn run(state: Arc<ServerState>, ready: oneshot::Sender<()>, stop: Stop) {
     let Some(endpoint) = state.registry.hub(GROUP, DEFINITIONS) else { return };
     let mut changed = endpoint.storage.objects.subscribe();
-    let mut served: BTreeMap<String, Served> = BTreeMap::new();
+    let mut known = Known::default();
     let mut ready = Some(ready);
     loop {
         changed.borrow_and_update();
-        let unfinished = reconcile(&state, &mut served).await;
+        let unfinished = reconcile(&state, &mut known).await;
         if let Some(ready) = ready.take() {
             // Nobody waits any more when the server is stopping.
             let _ = ready.send(());
@@ -60,19 +67,20 @@ pub async fn run(state: Arc<ServerState>, ready: oneshot::Sender<()>, stop: Stop
 }
 
 /// Looks at all definitions once. `true` where something is left to do.
-async fn reconcile(state: &ServerState, served: &mut BTreeMap<String, Served>) -> bool {
+async fn reconcile(state: &ServerState, known: &mut Known) -> bool {
     let all = state.objects.list(GROUP, DEFINITIONS, "");
     let names: BTreeSet<String> = all.iter().map(|c| name(c).to_string()).collect();
-    let gone: Vec<String> = served.keys().filter(|n| !names.contains(*n)).cloned().collect();
+    known.ending.retain(|name, _| names.contains(name));
+    let gone: Vec<String> = known.served.keys().filter(|n| !names.contains(*n)).cloned().collect();
     for name in gone {
-        served.remove(&name);
+        known.served.remove(&name);
         if let Some((plural, group)) = name.split_once('.') {
             state.registry.remove_custom(group, plural);
         }
     }
     let mut unfinished = false;
     for crd in &all {
-        match one(state, crd, &all, served).await {
+        match one(state, crd, &all, known).await {
             Ok(done) => unfinished |= !done,
             // Changed or gone meanwhile: there will be an event of it.
             Err(e) if matches!(e.code, 404 | 409) => {}
@@ -94,18 +102,20 @@ async fn one(
     state: &ServerState,
     crd: &Arc<Value>,
     all: &[Arc<Value>],
-    served: &mut BTreeMap<String, Served>,
+    known: &mut Known,
 ) -> Result<bool, Status> {
     if naming::is_true(crd, "Established") {
         let how = (get(crd, &["spec"]).clone(), get(crd, &["status", "acceptedNames"]).clone());
-        if served.get(name(crd)) != Some(&how) {
+        if known.served.get(name(crd)) != Some(&how) {
             state.registry.add_custom(crd).await;
-            served.insert(name(crd).to_string(), how);
+            known.served.insert(name(crd).to_string(), how);
         }
     }
     if has(crd, &["metadata", "deletionTimestamp"]) {
-        return clean_up(state, crd).await;
+        let since = *known.ending.entry(name(crd).to_string()).or_insert_with(Instant::now);
+        return if since.elapsed() < GRACE { Ok(false) } else { clean_up(state, crd).await };
     }
+    known.ending.remove(name(crd));
     let others: Vec<Value> = all.iter().map(|c| (**c).clone()).collect();
     if let Some(named) = naming::accept_names(crd, &others, &now()) {
         write_status(state, crd, &named).await?;
@@ -151,10 +161,6 @@ async fn write_status(state: &ServerState, crd: &Value, next: &Value) -> Result<
 
 /// Deletes the objects of a definition that is being deleted, and then lets it go.
 async fn clean_up(state: &ServerState, crd: &Value) -> Result<bool, Status> {
-    let began = Timestamp::parse(str_at(crd, &["metadata", "deletionTimestamp"])).map_or(0, |t| t.seconds);
-    if Timestamp::now().seconds - began < GRACE {
-        return Ok(false);
-    }
     if !list_at(crd, &["metadata", "finalizers"]).iter().any(|f| f == CUSTOM_CLEANUP) {
         return Ok(true);
     }

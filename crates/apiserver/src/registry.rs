@@ -10,6 +10,7 @@ use pilothouse_api::scheme::{Resource, Scheme};
 use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::Release;
 use pilothouse_store::Store;
+use tokio::sync::watch;
 
 use crate::cache::Cache;
 use crate::cache::entry::Codec;
@@ -128,7 +129,7 @@ pub struct Registry {
     protobuf: bool,
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
-    scheme: RwLock<Arc<Scheme>>,
+    scheme: watch::Sender<Arc<Scheme>>,
     storages: RwLock<HashMap<String, Arc<Storage>>>,
     converter: Arc<Converter>,
 }
@@ -151,7 +152,7 @@ impl Registry {
             protobuf: config.protobuf_storage,
             store,
             cache,
-            scheme: RwLock::new(Arc::new(scheme.clone())),
+            scheme: watch::Sender::new(Arc::new(scheme.clone())),
             storages: RwLock::default(),
             converter: Arc::default(),
         };
@@ -202,7 +203,12 @@ impl Registry {
 
     /// All kinds as of now.
     pub fn scheme(&self) -> Arc<Scheme> {
-        self.scheme.read().clone()
+        self.scheme.borrow().clone()
+    }
+
+    /// The same, and every later state of it.
+    pub fn schemes(&self) -> watch::Receiver<Arc<Scheme>> {
+        self.scheme.subscribe()
     }
 
     /// A resource in a version.
@@ -266,17 +272,17 @@ impl Registry {
         }
         storages.insert(prefix, Arc::new(storage));
         drop(storages);
-        *self.scheme.write() = Arc::new(next);
+        self.scheme.send_replace(Arc::new(next));
     }
 
     /// Serves a CustomResourceDefinition no longer. Objects, if there are any left, stay in the store.
     pub fn remove_custom(&self, group: &str, plural: &str) {
         let scheme = self.scheme();
         let Some(hub) = scheme.hub(group, plural).filter(|h| h.is_custom()) else { return };
-        *self.scheme.write() = Arc::new(scheme.without_crd(group, plural));
+        self.scheme.send_replace(Arc::new(scheme.without_crd(group, plural)));
         let prefix = hub.storage_prefix();
         self.storages.write().retain(|key, _| key != prefix && !is_view_of(key, prefix));
-        self.cache.remove(hub.storage_prefix());
+        self.cache.remove(prefix);
     }
 
     /// What kinds' own functions need to know of a request for an endpoint.

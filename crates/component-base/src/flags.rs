@@ -197,11 +197,15 @@ impl Flags {
         self.deprecated_given().into_iter().map(line).collect()
     }
 
-    /// Logs a warning for each flag that was given and that nothing has read. To be called when the component is
-    /// configured.
-    pub fn warn_ineffective(&self) {
+    /// Flags that were given and that nothing has read so far.
+    pub fn ineffective(&self) -> Vec<&'static str> {
         let read = self.read.lock();
-        for name in self.given.keys().filter(|n| !read.contains(*n)) {
+        self.given.keys().filter(|n| !read.contains(*n)).copied().collect()
+    }
+
+    /// Logs a warning for each of them. To be called when the component is configured.
+    pub fn warn_ineffective(&self) {
+        for name in self.ineffective() {
             tracing::warn!("flag --{name} is accepted and has no effect yet");
         }
     }
@@ -337,7 +341,7 @@ mod tests {
         f.string("address");
         assert_eq!(f.deprecated_given(), ["old"]);
         assert_eq!(f.deprecation_warnings(), ["Flag --old has been deprecated, use --new"]);
-        assert!(!f.read.lock().contains("old"));
+        assert_eq!(f.ineffective(), ["old"]);
     }
 
     #[test]

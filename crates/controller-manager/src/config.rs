@@ -1,12 +1,15 @@
 //! From flags to a typed configuration. Flag meanings:
 //! <https://kubernetes.io/docs/reference/command-line-tools-reference/kube-controller-manager/>.
 
+use std::collections::BTreeMap;
 use std::net::{IpAddr, Ipv4Addr};
 use std::path::PathBuf;
 use std::time::Duration;
 
 use pilothouse_client::limit::Limit;
 use pilothouse_component_base::flags::Flags;
+
+use crate::certificates::request;
 
 /// What the controller manager was asked to do.
 #[derive(Debug, Clone)]
@@ -18,7 +21,7 @@ pub struct Config {
     /// `--controllers`: `*`, names, `-names`.
     pub controllers: Vec<String>,
     /// `--feature-gates`.
-    pub feature_gates: std::collections::BTreeMap<String, String>,
+    pub feature_gates: BTreeMap<String, String>,
     /// Address of the HTTPS port.
     pub bind_address: IpAddr,
     /// HTTPS port, 0 for none.
@@ -49,10 +52,8 @@ pub struct Config {
     pub root_ca_file: Option<PathBuf>,
     /// Key that signs service-account tokens.
     pub service_account_private_key_file: Option<PathBuf>,
-    /// CA that signs certificate requests.
-    pub cluster_signing_cert_file: Option<PathBuf>,
-    /// Its key.
-    pub cluster_signing_key_file: Option<PathBuf>,
+    /// What signs certificate requests, by the signer's name: an authority's certificate and its key.
+    pub cluster_signing: BTreeMap<&'static str, (PathBuf, PathBuf)>,
     /// How long signed certificates are valid.
     pub cluster_signing_duration: Duration,
     /// Whether nodes get a range of pod addresses.
@@ -100,7 +101,7 @@ pub struct Config {
     /// How soon after its start a pod that gets unready counts as never ready.
     pub hpa_initial_readiness_delay: Duration,
     /// Syncs side by side, by controller.
-    pub concurrent: std::collections::BTreeMap<&'static str, usize>,
+    pub concurrent: BTreeMap<&'static str, usize>,
     /// Where the local-path provisioner keeps volumes; `None` runs none.
     pub local_path_dir: Option<PathBuf>,
 }
@@ -129,13 +130,9 @@ impl Config {
             Ok(default)
         };
         let any = IpAddr::V4(Ipv4Addr::UNSPECIFIED);
-        let signing = if flags.given("cluster-signing-duration")
-            || !flags.given("experimental-cluster-signing-duration")
-        {
-            flags.duration("cluster-signing-duration")
-        } else {
-            flags.duration("experimental-cluster-signing-duration")
-        };
+        let (signing, older) = ("cluster-signing-duration", "experimental-cluster-signing-duration");
+        let older_alone = flags.given(older) && !flags.given(signing);
+        let signing = flags.duration(if older_alone { older } else { signing });
         let kubeconfig = match (path("kubeconfig"), flags.opt("master")) {
             (Some(k), _) => k,
             (None, Some(m)) => return Err(format!("--master={m}: a --kubeconfig is needed too")),
@@ -175,8 +172,7 @@ impl Config {
             retry_period: flags.duration("leader-elect-retry-period"),
             root_ca_file: path("root-ca-file"),
             service_account_private_key_file: path("service-account-private-key-file"),
-            cluster_signing_cert_file: path("cluster-signing-cert-file"),
-            cluster_signing_key_file: path("cluster-signing-key-file"),
+            cluster_signing: signing_files(flags)?,
             cluster_signing_duration: signing,
             allocate_node_cidrs: flags.bool("allocate-node-cidrs"),
             cluster_cidrs: flags.strings("cluster-cidr"),
@@ -239,6 +235,39 @@ impl Config {
     }
 }
 
+/// The signers and the part of their flags' names.
+const SIGNERS: [(&str, &str); 4] = [
+    (request::KUBELET_SERVING, "kubelet-serving"),
+    (request::KUBELET_CLIENT, "kubelet-client"),
+    (request::CLIENT, "kube-apiserver-client"),
+    (request::LEGACY_UNKNOWN, "legacy-unknown"),
+];
+
+/// One authority for all signers, or one for each of some.
+fn signing_files(flags: &Flags) -> Result<BTreeMap<&'static str, (PathBuf, PathBuf)>, String> {
+    let mut files = BTreeMap::new();
+    for (signer, part) in SIGNERS {
+        let [cert, key] = ["cert", "key"].map(|what| format!("cluster-signing-{part}-{what}-file"));
+        match (flags.opt(&cert), flags.opt(&key)) {
+            (None, None) => {}
+            (Some(cert), Some(key)) => {
+                files.insert(signer, (cert.into(), key.into()));
+            }
+            _ => return Err(format!("--{cert} and --{key} must be specified together")),
+        }
+    }
+    let all = flags.opt("cluster-signing-cert-file").zip(flags.opt("cluster-signing-key-file"));
+    match all {
+        Some(_) if !files.is_empty() => {
+            Err("cannot specify default and per controller certs at the same time".into())
+        }
+        Some((cert, key)) => {
+            Ok(SIGNERS.map(|(s, _)| (s, (PathBuf::from(&cert), PathBuf::from(&key)))).into())
+        }
+        None => Ok(files),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -258,6 +287,22 @@ mod tests {
         assert!(c.enabled("bootstrapsigner", false));
         assert!(!c.enabled("tokencleaner", false));
         assert!(config(&["--controllers=nope"]).unwrap_err().contains("nope"));
+    }
+
+    #[test]
+    fn one_authority_for_all_signers_or_one_for_each() {
+        assert!(config(&[]).unwrap().cluster_signing.is_empty());
+        let all = ["--cluster-signing-cert-file=/c", "--cluster-signing-key-file=/k"];
+        let c = config(&all).unwrap();
+        assert_eq!(c.cluster_signing.len(), 4);
+        assert_eq!(c.cluster_signing[request::CLIENT], ("/c".into(), "/k".into()));
+        let serving = "--cluster-signing-kubelet-serving-cert-file=/s";
+        assert!(config(&[serving]).unwrap_err().contains("kubelet-serving-key-file"));
+        let both = [serving, "--cluster-signing-kubelet-serving-key-file=/sk"];
+        let c = config(&both).unwrap();
+        assert_eq!(c.cluster_signing.keys().collect::<Vec<_>>(), [&request::KUBELET_SERVING]);
+        let e = config(&[all, both].concat()).unwrap_err();
+        assert_eq!(e, "cannot specify default and per controller certs at the same time");
     }
 
     #[test]

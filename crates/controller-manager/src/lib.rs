@@ -41,7 +41,7 @@ pub const FLAGS: &str = include_str!("flags.tsv");
 pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     let config = Arc::new(config);
     // Known now and not only when it leads.
-    if let (Some(cert), Some(key)) = (&config.cluster_signing_cert_file, &config.cluster_signing_key_file) {
+    for (cert, key) in config.cluster_signing.values() {
         pilothouse_pki::Authority::load(cert, key).context("cluster signing certificate")?;
     }
     if let Some(file) = &config.root_ca_file {

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
+use base64::Engine;
 use jiff::{SignedDuration, Timestamp};
 use kube::Client;
 use kube::config::Kubeconfig;
@@ -14,7 +15,9 @@ use pilothouse_component_base::signals::Stop;
 use pilothouse_pki::files;
 use serde_json::{Value, json};
 
-use crate::certificates::{CLIENT_SIGNER, Store, ask, node_subject, until, validity, wait_for_renewal};
+use crate::certificates::{
+    CLIENT_SIGNER, NODE_USER, Store, ask, common_name, node_subject, until, validity, wait_for_renewal,
+};
 use crate::config::Config;
 
 /// How long after a refused request the next one is made.
@@ -35,6 +38,27 @@ fn still_valid(path: &Path, now: Timestamp) -> bool {
         }
     }
     true
+}
+
+/// An error where a kubeconfig's certificate is another node's: with it the API server would refuse all that this one says
+/// of itself. Names that are no node's are the administrator's to choose.
+pub fn check_own_name(kubeconfig: &Path, node: &str) -> anyhow::Result<()> {
+    let Ok(config) = Kubeconfig::read_from(kubeconfig) else { return Ok(()) };
+    for auth in config.auth_infos.iter().filter_map(|user| user.auth_info.as_ref()) {
+        let pem = match (&auth.client_certificate_data, &auth.client_certificate) {
+            (Some(data), _) => base64::engine::general_purpose::STANDARD.decode(data).ok(),
+            (None, Some(file)) => std::fs::read(file).ok(),
+            (None, None) => None,
+        };
+        let name = pem.and_then(|pem| common_name(&pem)).unwrap_or_default();
+        if let Some(other) = name.strip_prefix(NODE_USER).filter(|other| *other != node) {
+            anyhow::bail!(
+                "kubeconfig {}: its certificate is that of node {other:?}, and this is node {node:?} (--hostname-override)",
+                kubeconfig.display()
+            );
+        }
+    }
+    Ok(())
 }
 
 /// Gets the kubelet its own kubeconfig where it has none that is good. Returns at once where it has.
@@ -141,6 +165,30 @@ mod tests {
         assert_eq!(v["users"][0]["user"]["client-key"], "/ssl/c.pem");
         assert!(!v.to_string().contains("token"));
         assert!(own_kubeconfig("kind: Config", Path::new("x"), Path::new("y")).is_err());
+    }
+
+    #[test]
+    fn another_nodes_certificate_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let (path, pem) = (dir.path().join("k"), dir.path().join("c.pem"));
+        let write = |kubeconfig: &Value| std::fs::write(&path, kubeconfig.to_string()).unwrap();
+        let of = |name: &str| pilothouse_pki::authority::self_signed(name, &[]).unwrap().certificate;
+        let mut kubeconfig = own_kubeconfig(BOOTSTRAP, Path::new("/b"), &pem).unwrap();
+        write(&kubeconfig);
+        // A file that is not there is the client's to complain of.
+        check_own_name(&path, "a").unwrap();
+        for (name, good) in [("system:node:a", true), ("admin", true), ("system:node:b", false)] {
+            std::fs::write(&pem, of(name)).unwrap();
+            assert_eq!(check_own_name(&path, "a").is_ok(), good, "{name}");
+        }
+        let error = check_own_name(&path, "a").unwrap_err().to_string();
+        let wanted = "its certificate is that of node \"b\", and this is node \"a\" (--hostname-override)";
+        assert_eq!(error, format!("kubeconfig {}: {wanted}", path.display()));
+        let data = base64::engine::general_purpose::STANDARD.encode(of("system:node:c"));
+        kubeconfig["users"][0]["user"] = json!({"client-certificate-data": data, "client-key-data": data});
+        write(&kubeconfig);
+        check_own_name(&path, "c").unwrap();
+        assert!(check_own_name(&path, "a").unwrap_err().to_string().contains("node \"c\""));
     }
 
     #[test]

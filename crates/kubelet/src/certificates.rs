@@ -21,6 +21,8 @@ use sha2::{Digest, Sha256};
 pub const CLIENT_SIGNER: &str = "kubernetes.io/kube-apiserver-client-kubelet";
 /// Signer of serving certificates.
 pub const SERVING_SIGNER: &str = "kubernetes.io/kubelet-serving";
+/// What a node's name follows in the name of its user.
+pub const NODE_USER: &str = "system:node:";
 /// How often a request is looked at, until it is signed.
 const POLL: Duration = Duration::from_secs(1);
 /// How often the clock is looked at in a long wait.
@@ -95,6 +97,14 @@ pub fn validity(pem: &[u8]) -> Option<(Timestamp, Timestamp)> {
         }
     }
     None
+}
+
+/// Whom the first certificate in a PEM text names.
+pub fn common_name(pem: &[u8]) -> Option<String> {
+    let block = x509_parser::pem::Pem::iter_from_buffer(pem).flatten().find(|b| b.label == "CERTIFICATE")?;
+    let certificate = block.parse_x509().ok()?;
+    let name = certificate.subject().iter_common_name().next()?.as_str().ok()?;
+    Some(name.to_string())
 }
 
 /// When a certificate is to be renewed: after 70 to 90 percent of its time (`part` from 0 to 1 chooses).
@@ -203,7 +213,7 @@ pub async fn ask(
 /// Whom a kubelet's client certificate names.
 pub fn node_subject(node: &str) -> Subject {
     Subject {
-        common_name: format!("system:node:{node}"),
+        common_name: format!("{NODE_USER}{node}"),
         organization: Some("system:nodes".into()),
         hosts: Vec::new(),
     }

@@ -6,8 +6,12 @@
 use std::path::Path;
 use std::time::Duration;
 
+use pilothouse_component_base::config_keys;
 use pilothouse_component_base::flags::{Flags, parse_duration};
 use serde_json::{Map, Value, json};
+
+/// The keys of the file.
+const KEYS: &str = include_str!("config_keys.tsv");
 
 /// The configuration as `/configz` shows it.
 #[derive(Debug, Clone)]
@@ -145,9 +149,13 @@ impl KubeletConfiguration {
                 let text = std::fs::read_to_string(path).map_err(|e| {
                     format!("failed to load Kubelet config file {}, error: {e}", path.display())
                 })?;
-                Self::from_yaml(&text).map_err(|e| {
+                let config = Self::from_yaml(&text).map_err(|e| {
                     format!("failed to load Kubelet config file {}, error: {e}", path.display())
-                })?
+                })?;
+                for remark in Self::remarks(&text) {
+                    tracing::warn!("{}: {remark}", path.display());
+                }
+                config
             }
             None => {
                 // Without a file the flags' own defaults hold, which are looser in three places.
@@ -187,6 +195,12 @@ impl KubeletConfiguration {
             }
         }
         Ok(KubeletConfiguration(config))
+    }
+
+    /// What is said of the keys of a file that have no meaning.
+    fn remarks(text: &str) -> Vec<String> {
+        let file: Map<String, Value> = serde_yaml_ng::from_str(text).unwrap_or_default();
+        config_keys::remarks(&config_keys::table(KEYS), &file, &defaults())
     }
 
     fn apply_flags(&mut self, flags: &Flags) -> Result<(), String> {
@@ -321,6 +335,29 @@ mod tests {
     const FILE: &str = "kind: KubeletConfiguration\napiVersion: kubelet.config.k8s.io/v1beta1\naddress: 1.2.3.4\n\
         authentication:\n  anonymous: {enabled: true}\nauthentication:\n  webhook: {enabled: false}\n\
         clusterDNS: [10.0.0.2]\nevictionHard: {memory.available: 1Mi}\nmaxPods: 7\n";
+
+    #[test]
+    fn keys_without_meaning_are_named() {
+        let table = config_keys::table(KEYS);
+        assert_eq!(table.len(), 102);
+        // Every field with a default, and every one that a flag sets, is a key.
+        let known = |path: &str| table.iter().any(|(k, _)| *k == path || k.starts_with(&format!("{path}.")));
+        for key in defaults().as_object().unwrap().keys() {
+            assert!(known(key), "{key}");
+        }
+        for (_, path) in FLAGS {
+            assert!(known(path), "{path}");
+        }
+        assert!(KubeletConfiguration::remarks(FILE).is_empty(), "{:?}", KubeletConfiguration::remarks(FILE));
+        let odd = "kind: KubeletConfiguration\nclusterDNS: [10.0.0.2]\ncluterDomain: x\nhairpinMode: none\n";
+        assert_eq!(
+            KubeletConfiguration::remarks(odd),
+            [
+                "\"hairpinMode\" is accepted and has no effect: the CNI plug-in sets it",
+                "unknown field \"cluterDomain\""
+            ]
+        );
+    }
 
     #[test]
     fn the_file_replaces_defaults_and_flags_replace_the_file() {

@@ -68,6 +68,7 @@ async fn run_once(config: &Config, stop: &Stop) -> anyhow::Result<()> {
     }
     let kubeconfig =
         config.kubeconfig.as_deref().ok_or_else(|| anyhow!("no kubeconfig: --kubeconfig is required"))?;
+    bootstrap::check_own_name(kubeconfig, &config.node_name)?;
     let (client, replace) = replaceable(connect(kubeconfig, USER_AGENT).await?);
     let registry = Registry::default();
     let metrics = Metrics::new(&registry, &config.node_name);

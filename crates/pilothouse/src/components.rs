@@ -19,6 +19,9 @@ pub struct Component {
     /// Its flag table.
     pub flags: &'static str,
     run: fn(Flags, Stop) -> Running,
+    /// Reads its flags and does no more.
+    #[cfg(test)]
+    pub configured: fn(&Flags) -> Result<(), String>,
 }
 
 macro_rules! component {
@@ -33,6 +36,8 @@ macro_rules! component {
                     $krate::run(config, stop).await
                 })
             },
+            #[cfg(test)]
+            configured: |flags| $krate::Config::from_flags(flags).map(drop).map_err(|e| e.to_string()),
         }
     };
 }

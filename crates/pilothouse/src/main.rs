@@ -4,6 +4,8 @@
 //! component. `up` runs a whole one-machine cluster.
 
 mod components;
+#[cfg(test)]
+mod flag_lists;
 mod pod_network;
 mod snapshot;
 mod up;

@@ -1,7 +1,9 @@
 //! The command line of the binary itself.
 
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
-use std::process::{Command, Output};
+use std::process::{Child, Command, Output, Stdio};
 
 fn pilothouse(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pilothouse")).args(args).output().expect("the program starts")
@@ -80,4 +82,96 @@ fn it_is_cfssl_by_that_name() {
     let empty = by_name("cfssljson", &["-bare", "x"]);
     assert!(!empty.status.success() && text(&empty.stderr).contains("there is no input"), "{empty:?}");
     assert_eq!(by_name("cfssl", &["gencert", "-nope"]).status.code(), Some(2));
+}
+
+/// A port of loopback that nobody listens on.
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+#[test]
+fn an_api_server_without_etcd_names_it_and_ends() {
+    let dir = tempfile::tempdir().unwrap();
+    let below = |name: &str| dir.path().join(name).display().to_string();
+    let etcd = format!("http://127.0.0.1:{}", free_port());
+    let output = pilothouse(&[
+        "kube-apiserver",
+        &format!("--etcd-servers={etcd}"),
+        "--etcd-startup-timeout=1s",
+        &format!("--cert-dir={}", below("pki")),
+        &format!("--data-dir={}", below("data")),
+    ]);
+    assert_eq!(output.status.code(), Some(1));
+    let errors = text(&output.stderr);
+    let wanted = format!("etcd cannot be reached within 1 s: {etcd}: ");
+    let last = errors.lines().last().unwrap_or_default();
+    assert!(last.starts_with("Error: ") && last.contains(&wanted), "{errors}");
+    assert!(last.to_lowercase().contains("connection refused"), "{errors}");
+}
+
+/// Ended where the test ends.
+struct Running(Child);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+/// The answer to a GET, head and body; none where nobody listens.
+fn get(port: u16, path: &str) -> Option<String> {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).ok()?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").ok()?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).ok()?;
+    Some(answer)
+}
+
+#[test]
+fn kube_proxy_waits_for_the_api_server() {
+    let dir = tempfile::tempdir().unwrap();
+    let kubeconfig = dir.path().join("kubeconfig");
+    let cluster = format!(
+        "apiVersion: v1\nkind: Config\nclusters:\n- name: c\n  cluster: {{server: 'http://127.0.0.1:{}'}}\n\
+         contexts:\n- name: c\n  context: {{cluster: c, user: u}}\ncurrent-context: c\nusers:\n- name: u\n  user: {{}}\n",
+        free_port()
+    );
+    std::fs::write(&kubeconfig, cluster).unwrap();
+    let (health, metrics) = (free_port(), free_port());
+    let args = [
+        "kube-proxy".to_string(),
+        format!("--kubeconfig={}", kubeconfig.display()),
+        format!("--healthz-bind-address=127.0.0.1:{health}"),
+        format!("--metrics-bind-address=127.0.0.1:{metrics}"),
+        // The machine's connection tracking is left as it is.
+        "--conntrack-max-per-core=0".into(),
+        "--conntrack-tcp-timeout-established=0s".into(),
+        "--conntrack-tcp-timeout-close-wait=0s".into(),
+    ];
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pilothouse"));
+    let mut proxy = Running(command.args(&args).stderr(Stdio::piped()).spawn().unwrap());
+    let mut log = BufReader::new(proxy.0.stderr.take().unwrap());
+    let mut asked = 0;
+    // It asks again after the first answer has failed.
+    while asked < 2 {
+        let mut line = String::new();
+        assert_ne!(log.read_line(&mut line).unwrap(), 0, "it has ended");
+        asked += usize::from(line.contains("the server does not say which kinds it has"));
+    }
+    assert_eq!(proxy.0.try_wait().unwrap(), None);
+    let mode = get(metrics, "/proxyMode").unwrap();
+    assert!(mode.starts_with("HTTP/1.1 200 OK") && mode.ends_with("\r\n\r\nnftables"), "{mode}");
+    assert!(get(metrics, "/healthz").unwrap().ends_with("\r\n\r\nok"));
+    let healthz = get(health, "/healthz").unwrap();
+    assert!(healthz.starts_with("HTTP/1.1 200 OK"), "{healthz}");
+    assert!(healthz.contains("application/json") && healthz.contains("nosniff"), "{healthz}");
+    assert!(healthz.contains("\r\n\r\n{\"lastUpdated\": \"2"), "{healthz}");
+
+    // Another one cannot have its ports; it says so, and ends where it is told to.
+    let mut second = Command::new(env!("CARGO_BIN_EXE_pilothouse"));
+    let second = second.args(&args).arg("--bind-address-hard-fail").output().unwrap();
+    assert_eq!(second.status.code(), Some(1));
+    let wanted = format!("failed to listen on 127.0.0.1:{health}: Address already in use");
+    assert!(text(&second.stderr).contains(&wanted), "{}", text(&second.stderr));
 }

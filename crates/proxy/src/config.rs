@@ -6,10 +6,15 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use ipnet::IpNet;
+use pilothouse_client::limit::Limit;
+use pilothouse_component_base::config_keys;
 use pilothouse_component_base::flags::{Flags, parse_duration};
 use serde::Deserialize;
 
-use crate::{ipvs, rules};
+use crate::{conntrack, ipvs, rules};
+
+/// The keys of the file.
+const KEYS: &str = include_str!("config_keys.tsv");
 
 /// What the proxy was asked to do.
 #[derive(Debug, Clone)]
@@ -26,6 +31,14 @@ pub struct Config {
     pub metrics_bind_address: Option<SocketAddr>,
     /// Whether a port that cannot be opened ends the proxy.
     pub bind_address_hard_fail: bool,
+    /// How many requests may be made; any number where nothing says.
+    pub limit: Option<Limit>,
+    /// Address of the API server; wins over that of the kubeconfig.
+    pub master: Option<String>,
+    /// What connection tracking is to be like.
+    pub conntrack: conntrack::Options,
+    /// The shortest time between two changes of nftables' rules.
+    pub min_sync_period: Duration,
     /// What the rules depend on.
     pub rules: rules::Options,
     /// What mode `ipvs` depends on.
@@ -51,18 +64,109 @@ struct File {
     node_port_addresses: Option<Vec<String>>,
     iptables: Iptables,
     ipvs: Ipvs,
+    conntrack: Conntrack,
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(default)]
 struct ClientConnection {
     kubeconfig: String,
+    qps: f64,
+    burst: i64,
+}
+
+/// KubeProxyConntrackConfiguration: durations as texts, defaults where nothing is said.
+#[derive(Debug, Default, Deserialize)]
+#[serde(rename_all = "camelCase", default)]
+struct Conntrack {
+    max_per_core: Option<i64>,
+    min: Option<i64>,
+    tcp_established_timeout: Option<String>,
+    tcp_close_wait_timeout: Option<String>,
+}
+
+impl Conntrack {
+    fn from_flags(flags: &Flags) -> Conntrack {
+        Conntrack {
+            max_per_core: Some(flags.int("conntrack-max-per-core")),
+            min: Some(flags.int("conntrack-min")),
+            tcp_established_timeout: flags.opt("conntrack-tcp-timeout-established"),
+            tcp_close_wait_timeout: flags.opt("conntrack-tcp-timeout-close-wait"),
+        }
+    }
+
+    fn options(self) -> Result<conntrack::Options, String> {
+        let part = "KubeProxyConfiguration.KubeProxyConntrackConfiguration";
+        let number = |field: &str, v: Option<i64>, default: u64| match v {
+            None => Ok(default),
+            Some(v) => u64::try_from(v).map_err(|_| {
+                format!("{part}.{field}: Invalid value: {v}: must be greater than or equal to 0")
+            }),
+        };
+        let duration = |field: &str, v: Option<String>, default: Duration| match v {
+            None => Ok(default),
+            Some(v) => parse_duration(&v).ok_or_else(|| {
+                format!("{part}.{field}: Invalid value: {v:?}: must be greater than or equal to 0")
+            }),
+        };
+        let defaults = conntrack::Options::default();
+        Ok(conntrack::Options {
+            max_per_core: number("MaxPerCore", self.max_per_core, defaults.max_per_core)?,
+            min: number("Min", self.min, defaults.min)?,
+            tcp_established: duration(
+                "TCPEstablishedTimeout",
+                self.tcp_established_timeout,
+                defaults.tcp_established,
+            )?,
+            tcp_close_wait: duration(
+                "TCPCloseWaitTimeout",
+                self.tcp_close_wait_timeout,
+                defaults.tcp_close_wait,
+            )?,
+        })
+    }
 }
 
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 struct Iptables {
     masquerade_all: bool,
+    sync_period: String,
+    min_sync_period: String,
+}
+
+impl Iptables {
+    fn from_flags(flags: &Flags) -> Iptables {
+        // Its default keeps a slower way of changing rules from being used too often.
+        let given = |name: &str| if flags.given(name) { flags.string(name) } else { String::new() };
+        Iptables {
+            masquerade_all: flags.bool("masquerade-all"),
+            sync_period: flags.string("iptables-sync-period"),
+            min_sync_period: given("iptables-min-sync-period"),
+        }
+    }
+
+    /// The shortest time between two changes.
+    fn min_sync_period(&self) -> Result<Duration, String> {
+        let part = "KubeProxyConfiguration.KubeProxyIPTablesConfiguration";
+        let duration = |field: &str, v: &str| match v {
+            "" => Ok(Duration::ZERO),
+            v => parse_duration(v).ok_or_else(|| {
+                format!("{part}.{field}: Invalid value: {v:?}: must be greater than or equal to 0")
+            }),
+        };
+        let sync = match duration("SyncPeriod", &self.sync_period)? {
+            Duration::ZERO => Duration::from_secs(30),
+            period => period,
+        };
+        let min = duration("MinSyncPeriod", &self.min_sync_period)?;
+        if min > sync {
+            return Err(format!(
+                "{part}.SyncPeriod: Invalid value: {sync:?}: must be greater than or equal to {part}.MinSyncPeriod"
+            ));
+        }
+        Ok(min)
+    }
 }
 
 /// KubeProxyIPVSConfiguration: durations as texts.
@@ -153,16 +257,20 @@ impl Config {
         let file = match flags.opt("config") {
             Some(path) => read(Path::new(&path))?,
             None => File {
-                client_connection: ClientConnection { kubeconfig: flags.string("kubeconfig") },
+                client_connection: ClientConnection {
+                    kubeconfig: flags.string("kubeconfig"),
+                    ..ClientConnection::default()
+                },
                 cluster_cidr: flags.string("cluster-cidr"),
                 hostname_override: flags.string("hostname-override"),
-                healthz_bind_address: flags.opt("healthz-bind-address"),
-                metrics_bind_address: flags.opt("metrics-bind-address"),
+                healthz_bind_address: Some(by_port(flags, "healthz-bind-address", "healthz-port")),
+                metrics_bind_address: Some(by_port(flags, "metrics-bind-address", "metrics-port")),
                 bind_address_hard_fail: flags.bool("bind-address-hard-fail"),
                 mode: flags.string("proxy-mode"),
                 node_port_addresses: Some(flags.strings("nodeport-addresses")),
-                iptables: Iptables { masquerade_all: flags.bool("masquerade-all") },
+                iptables: Iptables::from_flags(flags),
                 ipvs: Ipvs::from_flags(flags),
+                conntrack: Conntrack::from_flags(flags),
                 ..File::default()
             },
         };
@@ -185,7 +293,7 @@ impl Config {
             }
         };
         let cleanup = flags.bool("cleanup");
-        if file.client_connection.kubeconfig.is_empty() && !cleanup {
+        if file.client_connection.kubeconfig.is_empty() && !cleanup && !flags.given("master") {
             return Err("no kubeconfig: --kubeconfig, or clientConnection.kubeconfig in --config".into());
         }
         let node_name = match file.hostname_override.as_str() {
@@ -205,7 +313,15 @@ impl Config {
             "ipvs" => file.ipvs.options()?,
             _ => ipvs::Options::default(),
         };
+        let limit = match flags.given("config") {
+            true => Limit::new(file.client_connection.qps, file.client_connection.burst),
+            false => Limit::from_flags(flags),
+        };
         Ok(Config {
+            limit,
+            master: flags.opt("master"),
+            conntrack: file.conntrack.options()?,
+            min_sync_period: file.iptables.min_sync_period()?,
             kubeconfig: PathBuf::from(file.client_connection.kubeconfig),
             mode: file.mode,
             node_name,
@@ -232,6 +348,18 @@ impl Config {
     }
 }
 
+/// The address of one flag with the port of another, where that has none; nothing where the port is zero.
+fn by_port(flags: &Flags, address: &str, port: &str) -> String {
+    let (address, port) = (flags.string(address), flags.int(port));
+    if port == 0 || address.is_empty() {
+        return String::new();
+    }
+    match address.parse::<std::net::IpAddr>() {
+        Ok(ip) => u16::try_from(port).map_or(address, |port| SocketAddr::new(ip, port).to_string()),
+        Err(_) => address,
+    }
+}
+
 /// An address that may lack its port.
 fn with_port(v: &str, default: &str) -> Option<SocketAddr> {
     let port = default.rsplit_once(':')?.1;
@@ -245,6 +373,10 @@ fn read(path: &Path) -> Result<File, String> {
     let bad = |e: String| format!("{}: {e}", path.display());
     let text = std::fs::read_to_string(path).map_err(|e| bad(e.to_string()))?;
     let file: File = serde_yaml_ng::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    let given: serde_json::Map<_, _> = serde_yaml_ng::from_str(&text).map_err(|e| bad(e.to_string()))?;
+    for remark in config_keys::remarks(&config_keys::table(KEYS), &given, &serde_json::Value::Null) {
+        tracing::warn!("{}: {remark}", path.display());
+    }
     if file.kind != "KubeProxyConfiguration" {
         return Err(bad(format!("kind is {:?}, not KubeProxyConfiguration", file.kind)));
     }
@@ -277,6 +409,22 @@ mod tests {
         assert_eq!(c.healthz_bind_address.unwrap().to_string(), "0.0.0.0:10256");
         std::fs::write(&path, "kind: Pod").unwrap();
         assert!(config(&[&format!("--config={}", path.display())]).unwrap_err().contains("p.yaml"));
+    }
+
+    #[test]
+    fn the_classic_files_keys_have_a_meaning() {
+        let table = config_keys::table(KEYS);
+        assert_eq!(table.len(), 42);
+        let remarks = |text: &str| {
+            let file: serde_json::Map<_, _> = serde_yaml_ng::from_str(text).unwrap();
+            config_keys::remarks(&table, &file, &serde_json::Value::Null)
+        };
+        let classic = "kind: KubeProxyConfiguration\napiVersion: kubeproxy.config.k8s.io/v1alpha1\n\
+            bindAddress: 0.0.0.0\nmetricsBindAddress: 0.0.0.0:10249\nclientConnection: {kubeconfig: /k}\n\
+            hostnameOverride: n\nclusterCIDR: 10.244.0.0/16\nmode: ipvs\nipvs: {scheduler: rr}\n\
+            iptables: {masqueradeAll: true, masqueradeBit: null}\nwinkernel: null\nfeatureGates: {}\n";
+        assert!(remarks(classic).is_empty(), "{:?}", remarks(classic));
+        assert_eq!(remarks("address: 0.0.0.0"), ["unknown field \"address\""]);
     }
 
     #[test]
@@ -333,6 +481,46 @@ mod tests {
         assert_eq!(null.ipvs.options().unwrap(), ipvs::Options::default());
         let negative: File = serde_yaml_ng::from_str("ipvs: {udpTimeout: -1s}").unwrap();
         assert!(negative.ipvs.options().unwrap_err().contains("UDPTimeout"));
+    }
+
+    #[test]
+    fn ports_by_their_older_flags() {
+        let address = |args: &[&str]| {
+            let args = [&["--kubeconfig=/k"], args].concat();
+            config(&args).unwrap().healthz_bind_address.map(|a| a.to_string())
+        };
+        assert_eq!(address(&[]).as_deref(), Some("0.0.0.0:10256"));
+        assert_eq!(address(&["--healthz-port=0"]), None);
+        let moved = ["--healthz-bind-address=127.0.0.1", "--healthz-port=7"];
+        assert_eq!(address(&moved).as_deref(), Some("127.0.0.1:7"));
+        // An address with a port has it already.
+        let both = ["--healthz-bind-address=127.0.0.1:8", "--healthz-port=7"];
+        assert_eq!(address(&both).as_deref(), Some("127.0.0.1:8"));
+    }
+
+    #[test]
+    fn connection_tracking_has_its_part() {
+        let c = config(&["--kubeconfig=/k"]).unwrap();
+        assert_eq!(c.conntrack, conntrack::Options::default());
+        let flags =
+            ["--kubeconfig=/k", "--conntrack-max-per-core=0", "--conntrack-tcp-timeout-close-wait=5s"];
+        let c = config(&flags).unwrap();
+        assert_eq!((c.conntrack.max_per_core, c.conntrack.tcp_close_wait.as_secs()), (0, 5));
+        let text = "conntrack: {maxPerCore: 1, min: null, tcpEstablishedTimeout: 0s}";
+        let file: File = serde_yaml_ng::from_str(text).unwrap();
+        let options = file.conntrack.options().unwrap();
+        assert_eq!((options.max_per_core, options.min, options.tcp_established.as_secs()), (1, 131_072, 0));
+        let file: File = serde_yaml_ng::from_str("conntrack: {min: -1}").unwrap();
+        assert!(file.conntrack.options().unwrap_err().contains("KubeProxyConntrackConfiguration.Min"));
+    }
+
+    #[test]
+    fn rules_are_changed_by_a_period() {
+        assert_eq!(config(&["--kubeconfig=/k"]).unwrap().min_sync_period, Duration::ZERO);
+        let c = config(&["--kubeconfig=/k", "--iptables-sync-period=1m", "--iptables-min-sync-period=31s"]);
+        assert_eq!(c.unwrap().min_sync_period.as_secs(), 31);
+        let e = config(&["--kubeconfig=/k", "--iptables-min-sync-period=31s"]).unwrap_err();
+        assert!(e.contains("KubeProxyIPTablesConfiguration.SyncPeriod"), "{e}");
     }
 
     #[test]

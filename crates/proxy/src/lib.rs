@@ -5,6 +5,7 @@
 //! something between. In mode `ipvs`, on a kernel that has IPVS, services are virtual servers instead ([`ipvs`]).
 
 pub mod config;
+pub mod conntrack;
 pub mod family;
 pub mod health;
 pub mod healthz;
@@ -15,14 +16,16 @@ pub mod proxier;
 pub mod rules;
 
 use std::net::SocketAddr;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
+use anyhow::Context;
 use http::StatusCode;
 use k8s_openapi::api::core::v1::Service;
-use kube::Api;
 use kube::api::DynamicObject;
 use kube::runtime::watcher;
+use kube::{Api, Client};
 use pilothouse_client::{Informer, served};
 use pilothouse_component_base::metrics::Metrics;
 use pilothouse_component_base::notify;
@@ -46,6 +49,9 @@ const GATHER: Duration = Duration::from_millis(20);
 /// After a failure it is tried again.
 const RETRY: Duration = Duration::from_secs(2);
 
+/// Settings of connection tracking.
+const SETTINGS: &str = "/proc/sys/net/netfilter";
+
 /// A port that could not be opened is tried again.
 const PORT_RETRY: Duration = Duration::from_secs(5);
 
@@ -57,6 +63,8 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     if config.cleanup {
         return proxier::cleanup(&config).await;
     }
+    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+    conntrack::set(Path::new(SETTINGS), &conntrack::wanted(&config.conntrack, processors));
     let mut proxier = Proxier::choose(&config).await;
     let metrics = Metrics::default();
     let last_sync = Gauge::<i64>::default();
@@ -81,7 +89,7 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
         let health = Health { pages, metrics: metrics.clone(), ..Health::default() };
         open_port(address, health, config.bind_address_hard_fail, &stop).await?;
     }
-    let client = pilothouse_client::config::connect(&config.kubeconfig, "kube-proxy").await?;
+    let client = connect(&config).await?;
     // Units that come after this one are not to wait for the API server.
     let waiting = || notify::ready("kube-proxy", "waiting for the API server");
     let found = tokio::select! {
@@ -164,4 +172,17 @@ async fn open_port(address: SocketAddr, health: Health, hard_fail: bool, stop: &
         }
     });
     Ok(())
+}
+
+async fn connect(config: &Config) -> anyhow::Result<Client> {
+    use pilothouse_client::config::{client, load_named};
+    let mut kube = match config.kubeconfig.as_os_str().is_empty() {
+        true => kube::Config::new(Default::default()),
+        false => load_named(&config.kubeconfig, "kube-proxy").await?,
+    };
+    if let Some(master) = &config.master {
+        let url = if master.contains("://") { master.clone() } else { format!("http://{master}") };
+        kube.cluster_url = url.parse().with_context(|| format!("--master={url}"))?;
+    }
+    client(kube, config.limit).with_context(|| format!("kubeconfig {}", config.kubeconfig.display()))
 }

@@ -24,6 +24,8 @@ pub enum Proxier {
         options: rules::Options,
         /// What the kernel has from us.
         tables: nft::Tables,
+        /// The shortest time between two changes.
+        min_sync_period: Duration,
     },
     /// By IPVS.
     Ipvs(Box<ipvs::Proxier>),
@@ -51,14 +53,18 @@ impl Proxier {
         if let Err(e) = ipvs::remove(&config.ipvs.exclude_cidrs).await {
             tracing::warn!("what proxy mode \"ipvs\" left could not be removed: {e:#}");
         }
-        Proxier::Nftables { options: config.rules.clone(), tables: nft::Tables::default() }
+        Proxier::Nftables {
+            options: config.rules.clone(),
+            tables: nft::Tables::default(),
+            min_sync_period: config.min_sync_period,
+        }
     }
 
     /// Brings the kernel to what `services` ask for.
     pub async fn sync(&mut self, services: &[ServiceEntry]) -> anyhow::Result<Synced> {
         match self {
             Proxier::Ipvs(proxier) => proxier.sync(services).await,
-            Proxier::Nftables { options, tables } => {
+            Proxier::Nftables { options, tables, .. } => {
                 let wanted = Family::ALL.map(|family| rules::render(services, options, family));
                 Ok(Synced { changed: tables.program(wanted.into()).await?, again: None })
             }
@@ -77,7 +83,7 @@ impl Proxier {
     pub fn min_sync_period(&self) -> Duration {
         match self {
             Proxier::Ipvs(proxier) => proxier.min_sync_period(),
-            Proxier::Nftables { .. } => Duration::ZERO,
+            Proxier::Nftables { min_sync_period, .. } => *min_sync_period,
         }
     }
 }

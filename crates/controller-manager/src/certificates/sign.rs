@@ -1,5 +1,6 @@
 //! Signs approved requests for the built-in signers with the cluster's CA.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use kube::{Api, Client};
 use pilothouse_client::{Queue, key_of};
 use pilothouse_pki::Authority;
 
-use super::request::{CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY_UNKNOWN, Request, refusal};
+use super::request::{Request, refusal};
 use super::{has_condition, issued};
 use crate::context::Context;
 
@@ -29,20 +30,24 @@ enum Error {
 
 struct Signer {
     client: Client,
-    authority: Authority,
+    /// By the signer's name.
+    authorities: BTreeMap<&'static str, Authority>,
     duration: Duration,
 }
 
-/// Starts the controller; does nothing without `--cluster-signing-cert-file` and its key.
+/// Starts the controller; does nothing without `--cluster-signing-*-file`.
 pub async fn start(context: Context) -> anyhow::Result<()> {
     let config = &context.config;
-    let (Some(cert), Some(key)) = (&config.cluster_signing_cert_file, &config.cluster_signing_key_file)
-    else {
+    if config.cluster_signing.is_empty() {
         return Ok(());
-    };
+    }
+    let mut authorities = BTreeMap::new();
+    for (name, (cert, key)) in &config.cluster_signing {
+        authorities.insert(*name, Authority::load(cert, key)?);
+    }
     let signer = Arc::new(Signer {
         client: context.client.clone(),
-        authority: Authority::load(cert, key)?,
+        authorities,
         duration: config.cluster_signing_duration,
     });
     let queue: Queue<String> = Queue::new();
@@ -64,11 +69,11 @@ pub async fn start(context: Context) -> anyhow::Result<()> {
 impl Signer {
     async fn sync(&self, csr: &CertificateSigningRequest) -> Result<(), Error> {
         let signer = csr.spec.signer_name.as_str();
+        let Some(authority) = self.authorities.get(signer) else { return Ok(()) };
         if !has_condition(csr, "Approved")
             || has_condition(csr, "Denied")
             || has_condition(csr, "Failed")
             || issued(csr)
-            || ![CLIENT, KUBELET_CLIENT, KUBELET_SERVING, LEGACY_UNKNOWN].contains(&signer)
         {
             return Ok(());
         }
@@ -95,7 +100,7 @@ impl Signer {
                     csr.spec.expiration_seconds.and_then(|s| u64::try_from(s).ok()).map(Duration::from_secs);
                 let duration = wanted.map_or(self.duration, |w| w.max(SHORTEST).min(self.duration));
                 let pem = String::from_utf8_lossy(&csr.spec.request.0);
-                let certificate = self.authority.sign(&pem, &usages, duration)?;
+                let certificate = authority.sign(&pem, &usages, duration)?;
                 status.certificate = Some(ByteString(certificate.into_bytes()));
             }
         }

@@ -3,7 +3,7 @@
 //! Folders are laid out as the original's: `<root>/pods/<uid>/volumes/kubernetes.io~<plug-in>/<name>` and
 //! `<root>/pods/<uid>/volume-subpaths/<name>/<container>/<index>`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -137,7 +137,7 @@ impl Volumes {
             return self.claim(pod, name, &claim, false).await;
         }
         if let Some(s) = &volume.nfs {
-            return self.nfs(pod, name, s).await;
+            return self.nfs(pod, name, s, &[]).await;
         }
         Err(format!("no volume plugin matched name: {name}"))
     }
@@ -248,12 +248,8 @@ impl Volumes {
             .get(&volume_name)
             .await
             .map_err(|e| format!("failed to fetch PV {volume_name} from API server: {}", text(e)))?;
-        let group = pv
-            .metadata
-            .annotations
-            .as_ref()
-            .and_then(|a| a.get("pv.beta.kubernetes.io/gid"))
-            .and_then(|g| g.parse().ok());
+        let annotations = pv.metadata.annotations.unwrap_or_default();
+        let group = annotations.get("pv.beta.kubernetes.io/gid").and_then(|g| g.parse().ok());
         let pv_spec = pv.spec.unwrap_or_default();
         let block = pv_spec.volume_mode.as_deref() == Some("Block");
         let ready = if let Some(h) = &pv_spec.host_path {
@@ -268,24 +264,29 @@ impl Volumes {
             }
             Ready::at(&l.path)
         } else if let Some(n) = &pv_spec.nfs {
-            self.nfs(pod, &volume_name, n).await?
+            let older = annotations.get("volume.beta.kubernetes.io/mount-options");
+            let options = match older {
+                Some(list) => list.split(',').map(String::from).collect(),
+                None => pv_spec.mount_options.clone().unwrap_or_default(),
+            };
+            self.nfs(pod, &volume_name, n, &options).await?
         } else {
             return Err(format!("no volume plugin matched name: {volume}"));
         };
         Ok(Ready { read_only: ready.read_only || read_only, block, group, ..ready })
     }
 
-    async fn nfs(&self, pod: &Pod, name: &str, source: &NFSVolumeSource) -> Result<Ready, String> {
+    async fn nfs(
+        &self,
+        pod: &Pod,
+        name: &str,
+        source: &NFSVolumeSource,
+        options: &[String],
+    ) -> Result<Ready, String> {
         let dir = self.volume_dir(pod, "nfs", name);
         make_dir(&dir)?;
-        let read_only = source.read_only.unwrap_or(false);
         if !host::is_mounted(&dir).map_err(|e| e.to_string())? {
-            let what = format!("{}:{}", source.server, source.path);
-            let mut args = vec!["-t".to_string(), "nfs".into()];
-            if read_only {
-                args.extend(["-o".to_string(), "ro".into()]);
-            }
-            args.extend([what, dir.display().to_string()]);
+            let args = nfs_arguments(source, options, &dir);
             let output = tokio::process::Command::new("mount")
                 .args(&args)
                 .stdin(std::process::Stdio::null())
@@ -304,8 +305,20 @@ impl Volumes {
                 ));
             }
         }
-        Ok(Ready { read_only, ..Ready::at(dir) })
+        Ok(Ready { read_only: source.read_only.unwrap_or(false), ..Ready::at(dir) })
     }
+}
+
+/// What `mount` is called with: options each once, in order.
+fn nfs_arguments(source: &NFSVolumeSource, options: &[String], dir: &Path) -> Vec<String> {
+    let read_only = source.read_only.unwrap_or(false).then_some("ro");
+    let options: BTreeSet<&str> = options.iter().map(String::as_str).chain(read_only).collect();
+    let mut args = vec!["-t".to_string(), "nfs".into()];
+    if !options.is_empty() {
+        args.extend(["-o".to_string(), options.into_iter().collect::<Vec<_>>().join(",")]);
+    }
+    args.extend([format!("{}:{}", source.server, source.path), dir.display().to_string()]);
+    args
 }
 
 fn mode(value: Option<i32>) -> u32 {
@@ -483,6 +496,20 @@ mod tests {
         m.unmount("u1").await.unwrap();
         assert!(!dir.path().join("pods/u1/volumes").exists());
         assert!(Path::new("/etc/passwd").exists());
+    }
+
+    #[test]
+    fn nfs_is_mounted_with_the_volumes_options() {
+        let args = |source: serde_json::Value, options: &[&str]| {
+            let source = serde_json::from_value(source).unwrap();
+            let options: Vec<String> = options.iter().map(ToString::to_string).collect();
+            nfs_arguments(&source, &options, Path::new("/d")).join(" ")
+        };
+        let plain = json!({"server": "h", "path": "/p"});
+        assert_eq!(args(plain.clone(), &[]), "-t nfs h:/p /d");
+        assert_eq!(args(plain, &["vers=4.1", "hard", "vers=4.1"]), "-t nfs -o hard,vers=4.1 h:/p /d");
+        let read_only = json!({"server": "h", "path": "/p", "readOnly": true});
+        assert_eq!(args(read_only, &["ro", "hard"]), "-t nfs -o hard,ro h:/p /d");
     }
 
     #[test]

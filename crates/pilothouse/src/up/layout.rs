@@ -159,6 +159,8 @@ impl Layout {
             "clientConnection": {"kubeconfig": self.kubeconfig("proxy").display().to_string()},
             "clusterCIDR": config.cluster_cidr.to_string(),
             "hostnameOverride": config.node_name,
+            // How many connections a person's machine keeps track of is that person's.
+            "conntrack": {"maxPerCore": 0, "tcpEstablishedTimeout": "0s", "tcpCloseWaitTimeout": "0s"},
         });
         files::write_public(&self.path("kube-proxy.yaml"), serde_yaml_ng::to_string(&proxy)?.as_bytes())?;
         Ok(())
