@@ -262,7 +262,6 @@ impl Config {
             None => bind_ip,
         };
         // As in v1.20: the port without TLS is no more, and only its absence may be asked for.
-        flags.given("insecure-bind-address");
         for name in ["insecure-port", "port"] {
             match flags.int(name) {
                 0 => {}

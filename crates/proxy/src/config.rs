@@ -313,7 +313,7 @@ impl Config {
             "ipvs" => file.ipvs.options()?,
             _ => ipvs::Options::default(),
         };
-        let limit = match flags.given("config") {
+        let limit = match flags.opt("config").is_some() {
             true => Limit::new(file.client_connection.qps, file.client_connection.burst),
             false => Limit::from_flags(flags),
         };
