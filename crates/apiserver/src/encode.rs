@@ -13,7 +13,7 @@ use pilothouse_api::table::{self, IncludeObject};
 use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 
-use crate::cache::entry::{Entry, FormKey};
+use crate::cache::entry::{Entry, FormKey, Part};
 use crate::handlers::watcher::{EventEncoder, EventType};
 use crate::negotiate::{self, Media, Negotiated, Shape};
 use crate::registry::Endpoint;
@@ -112,8 +112,6 @@ pub struct Encoder {
     endpoint: Endpoint,
     form: Negotiated,
     include: IncludeObject,
-    /// Names of this form among those kept beside an object: of the whole, of a list's item, of events.
-    keys: [FormKey; 5],
 }
 
 impl Encoder {
@@ -123,11 +121,7 @@ impl Encoder {
         let accepted = media_of(endpoint);
         let mut form = negotiate::negotiate(accept, accepted, true)?;
         form.pretty = form.pretty || respond::pretty(context);
-        let key = |part: &str| -> FormKey {
-            format!("{:?} {:?} {} {part}", form.media, form.shape, endpoint.resource.api_version).into()
-        };
-        let keys = ["", "item", "ADDED", "MODIFIED", "DELETED"].map(key);
-        Ok(Encoder { endpoint: endpoint.clone(), form, include: include(context, form.shape)?, keys })
+        Ok(Encoder { endpoint: endpoint.clone(), form, include: include(context, form.shape)? })
     }
 
     /// Negotiates for a watch.
@@ -150,6 +144,12 @@ impl Encoder {
     /// Content type of objects.
     pub fn content_type(&self) -> &'static str {
         self.form.media.name()
+    }
+
+    /// This form's name among those kept beside an object.
+    fn key(&self, part: Part) -> FormKey {
+        let Negotiated { media, shape, .. } = self.form;
+        FormKey { media, shape, part, api_version: self.endpoint.resource.api_version.clone() }
     }
 
     fn api_version(&self) -> &str {
@@ -175,7 +175,7 @@ impl Encoder {
             v["metadata"]["resourceVersion"] = json!(revision.to_string());
             Ok(serde_json::to_vec(&v).unwrap_or_default().into())
         };
-        if revision == entry.revision { entry.form(&self.keys[0], make) } else { make() }
+        if revision == entry.revision { entry.form(&self.key(Part::Object), make) } else { make() }
     }
 
     /// JSON of an item of a list: built-in kinds leave out what the list's own kind says.
@@ -186,7 +186,7 @@ impl Encoder {
         if self.endpoint.resource.same_as_hub() {
             return Ok(entry.body().clone());
         }
-        entry.form(&self.keys[1], || {
+        entry.form(&self.key(Part::Item), || {
             let mut v = self.versioned(&entry.object());
             strip_type(&mut v);
             Ok(serde_json::to_vec(&v).unwrap_or_default().into())
@@ -241,7 +241,7 @@ impl Encoder {
     }
 
     fn protobuf_of(&self, entry: &Entry) -> Result<Bytes, Status> {
-        entry.form(&self.keys[0], || self.to_protobuf(&self.versioned(&entry.object())))
+        entry.form(&self.key(Part::Object), || self.to_protobuf(&self.versioned(&entry.object())))
     }
 
     fn to_protobuf(&self, versioned: &Value) -> Result<Bytes, Status> {
@@ -335,11 +335,11 @@ impl Encoder {
                 let mut items = Vec::with_capacity(entries.len());
                 for e in entries {
                     items.push(match shape {
-                        Shape::Object => e.form(&self.keys[1], || {
+                        Shape::Object => e.form(&self.key(Part::Item), || {
                             let message = resource.to_protobuf_message(&self.versioned(&e.object()));
                             message.map(Bytes::from).map_err(Status::internal)
                         })?,
-                        _ => entry_form(e, &self.keys[1], || {
+                        _ => entry_form(e, &self.key(Part::Item), || {
                             self.meta_protobuf(&self.metadata(&e.object()), false)
                         })?,
                     });
@@ -409,7 +409,7 @@ impl Encoder {
 
     /// The metadata of an item of a `PartialObjectMetadataList`, JSON.
     fn metadata_of(&self, entry: &Entry) -> Result<Bytes, Status> {
-        entry_form(entry, &self.keys[1], || {
+        entry_form(entry, &self.key(Part::Item), || {
             Ok(serde_json::to_vec(&self.metadata(&entry.object())).unwrap_or_default().into())
         })
     }
@@ -560,12 +560,7 @@ impl EventEncoder for WatchEncoder {
     fn shared(&self, type_: EventType) -> Option<FormKey> {
         match self.encoder.form.shape {
             Shape::Table(_) => None,
-            _ => match type_ {
-                EventType::Added => Some(self.encoder.keys[2].clone()),
-                EventType::Modified => Some(self.encoder.keys[3].clone()),
-                EventType::Deleted => Some(self.encoder.keys[4].clone()),
-                EventType::Bookmark | EventType::Error => None,
-            },
+            _ => Some(self.encoder.key(type_.part()?)),
         }
     }
 }

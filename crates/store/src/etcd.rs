@@ -70,19 +70,26 @@ impl EtcdStore {
         self.endpoints.reached(limit).await
     }
 
-    async fn transact(&self, key: &Bytes, expect: Expect, op: TxnOp) -> Result<Outcome, Error> {
-        let compare = match expect {
-            Expect::Any => Vec::new(),
-            Expect::Absent => vec![Compare::mod_revision(key.to_vec(), CompareOp::Equal, 0)],
-            Expect::Revision(r) => vec![Compare::mod_revision(key.to_vec(), CompareOp::Equal, i64_of(r))],
-        };
-        let read = TxnOp::get(key.to_vec(), None);
-        let txn = Txn::new().when(compare).and_then([op]).or_else([read]);
+    /// `op` is made for each member that is asked: mostly one.
+    async fn transact(
+        &self,
+        key: &Bytes,
+        expect: Expect,
+        op: impl Fn() -> TxnOp + Sync,
+    ) -> Result<Outcome, Error> {
         let response = self
             .endpoints
             .call(Call::Write(CALL_TIMEOUT), |client| {
-                let txn = txn.clone();
-                async move { client.kv_client().max_decoding_message_size(usize::MAX).txn(txn).await }
+                let at = |revision| vec![Compare::mod_revision(key.to_vec(), CompareOp::Equal, revision)];
+                let compare = match expect {
+                    Expect::Any => Vec::new(),
+                    Expect::Absent => at(0),
+                    Expect::Revision(r) => at(i64_of(r)),
+                };
+                let read = TxnOp::get(key.to_vec(), None);
+                let txn = Txn::new().when(compare).and_then([op()]).or_else([read]);
+                let mut kv = client.kv_client().max_decoding_message_size(usize::MAX);
+                async move { kv.txn(txn).await }
             })
             .await?;
         convert::outcome(response)
@@ -198,7 +205,7 @@ impl Store for EtcdStore {
             if let Some(ttl) = ttl {
                 options = options.with_lease(self.leases.get(&self.endpoints, ttl).await?);
             }
-            let op = TxnOp::put(key.to_vec(), value.to_vec(), Some(options));
+            let op = || TxnOp::put(key.to_vec(), value.to_vec(), Some(options.clone()));
             match self.transact(&key, expect, op).await {
                 // The lease has ended before its time; etcd lost it, or our clock stood still.
                 Err(e) if ttl.is_some() && !retried && convert::is_lease_not_found(&e) => {
@@ -211,8 +218,7 @@ impl Store for EtcdStore {
     }
 
     async fn delete(&self, key: Bytes, expect: Expect) -> Result<Outcome, Error> {
-        let op = TxnOp::delete(key.to_vec(), None);
-        self.transact(&key, expect, op).await
+        self.transact(&key, expect, || TxnOp::delete(key.to_vec(), None)).await
     }
 
     async fn revision(&self) -> Result<u64, Error> {

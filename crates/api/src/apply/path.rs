@@ -2,9 +2,9 @@
 //! written as in structured-merge-diff.
 
 use std::cmp::Ordering;
-use std::fmt;
+use std::fmt::{self, Write};
 
-use compact_str::CompactString;
+use compact_str::{CompactString, format_compact};
 use pilothouse_apimachinery::json::{Map, Text, Value};
 
 /// One step of a path.
@@ -51,17 +51,25 @@ impl PathElement {
     }
 
     /// The form in which `FieldsV1` carries it.
-    pub fn serialize(&self) -> String {
+    pub fn serialize(&self) -> Text {
         match self {
-            PathElement::Field(name) => ["f:", name].concat(),
-            PathElement::Value(value) => format!("v:{value}"),
-            PathElement::Index(i) => format!("i:{i}"),
+            PathElement::Field(name) => {
+                let mut out = Text::with_capacity(name.len() + 2);
+                out.push_str("f:");
+                out.push_str(name);
+                out
+            }
+            PathElement::Value(value) => format_compact!("v:{value}"),
+            PathElement::Index(i) => format_compact!("i:{i}"),
             PathElement::Key(keys) => {
-                let body: Vec<String> = keys
-                    .iter()
-                    .map(|(name, value)| format!("{}:{value}", Value::from(name.as_str())))
-                    .collect();
-                format!("k:{{{}}}", body.join(","))
+                let mut out = Text::const_new("k:{");
+                for (i, (name, value)) in keys.iter().enumerate() {
+                    let comma = if i == 0 { "" } else { "," };
+                    // Writing to a text cannot fail.
+                    let _ = write!(out, "{comma}{}:{value}", Value::String(name.clone()));
+                }
+                out.push('}');
+                out
             }
         }
     }

@@ -1,6 +1,6 @@
 //! Sets of field paths, and their JSON form `FieldsV1`.
 
-use pilothouse_apimachinery::json::{Map, Value};
+use pilothouse_apimachinery::json::{Map, Text, Value};
 
 use super::path::{Path, PathElement};
 use super::types::Type;
@@ -46,6 +46,12 @@ impl Set {
             });
         }
         set
+    }
+
+    /// The same of what is in order, each element once and nothing below empty.
+    pub(super) fn in_order(members: Vec<PathElement>, children: Vec<(PathElement, Set)>) -> Set {
+        debug_assert!(members.is_sorted_by(|a, b| a < b) && children.is_sorted_by(|a, b| a.0 < b.0));
+        Set { members, children }
     }
 
     /// Adds a path. The empty path is nobody's: nothing happens.
@@ -222,14 +228,20 @@ impl Set {
 
     /// The JSON form; `member` says whether what the set is below is a member itself.
     fn fields(&self, member: bool) -> Map {
-        let empty = || Value::Object(Map::new());
-        let itself = member.then(|| (".".to_string(), empty()));
-        let members = self.members.iter().filter(|e| self.find(e).is_err()).map(|e| (e.serialize(), empty()));
-        let children = self
-            .children
-            .iter()
-            .map(|(e, child)| (e.serialize(), Value::Object(child.fields(self.has_member(e)))));
-        itself.into_iter().chain(members).chain(children).collect()
+        let mut out = Vec::with_capacity(self.members.len() + self.children.len() + 1);
+        if member {
+            out.push((Text::const_new("."), Value::Object(Map::new())));
+        }
+        let mut members = self.members.iter().peekable();
+        for (element, child) in &self.children {
+            while let Some(before) = members.next_if(|m| *m < element) {
+                out.push((before.serialize(), Value::Object(Map::new())));
+            }
+            let itself = members.next_if(|m| *m == element).is_some();
+            out.push((element.serialize(), Value::Object(child.fields(itself))));
+        }
+        out.extend(members.map(|m| (m.serialize(), Value::Object(Map::new()))));
+        out.into_iter().collect()
     }
 
     /// Reads the JSON form.

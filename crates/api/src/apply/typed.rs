@@ -263,20 +263,53 @@ impl Parts {
 }
 
 fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Difference {
+    // Most of an object is new where it is created.
+    if let (None, Some(new)) = (old, new) {
+        let below = Comparison { changed: added(type_, new), ..Comparison::default() };
+        return Difference { below, changed: true, removed: false };
+    }
     // Most of an object is the same before and after.
     if old.is_some() && old == new {
         return Difference::default();
     }
     let mut found = match (type_.atom(old), type_.atom(new)) {
         (atom, _) if new.is_none() => differ_as(atom, type_, old, new),
-        (_, atom) if old.is_none() => differ_as(atom, type_, old, new),
         (a, b) if a == b => differ_as(b, type_, old, new),
         // The two are of different kinds (possible where the schema says nothing): both ways of looking at them count.
         (a, b) => differ_as(a, type_, old, new).or(differ_as(b, type_, old, new)),
     };
-    found.changed |= old.is_none();
     found.removed |= new.is_none();
     found
+}
+
+/// The paths below a place where nothing was before: those of all that can be changed by itself.
+fn added(type_: Type<'_>, new: &Value) -> Set {
+    match (type_.atom(Some(new)), new) {
+        (Atom::List(list @ (ListType::Set | ListType::Map)), Value::Array(items)) => {
+            let (mut members, mut children) = (Vec::with_capacity(items.len()), Vec::new());
+            for (i, item) in items.iter().enumerate() {
+                let Ok(element) = item_element(type_, list, i, item) else { continue };
+                let below = added(type_.element(), item);
+                if !below.is_empty() {
+                    children.push((element.clone(), below));
+                }
+                members.push(element);
+            }
+            Set::new(members, children)
+        }
+        (Atom::Map { atomic: false, .. }, Value::Object(map)) => {
+            let (mut members, mut children) = (Vec::with_capacity(map.len()), Vec::new());
+            for (key, value) in map {
+                let below = added(type_.field(key).unwrap_or_else(|| type_.element()), value);
+                if !below.is_empty() {
+                    children.push((PathElement::Field(key.clone()), below));
+                }
+                members.push(PathElement::Field(key.clone()));
+            }
+            Set::in_order(members, children)
+        }
+        _ => Set::default(),
+    }
 }
 
 fn items(value: Option<&Value>) -> &[Value] {

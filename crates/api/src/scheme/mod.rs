@@ -6,6 +6,7 @@ mod show;
 mod strategy;
 mod versions;
 
+use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
 use pilothouse_apimachinery::json::Value;
@@ -20,23 +21,43 @@ use crate::kinds;
 #[derive(Clone)]
 pub struct Scheme {
     release: Release,
-    /// Sorted by group, version, plural.
-    resources: Arc<[Arc<Resource>]>,
+    resources: Arc<Resources>,
+}
+
+struct Resources {
+    /// By group, version, plural.
+    sorted: Vec<Arc<Resource>>,
+    /// By group, then plural: the versions. Every request looks several resources up.
+    index: HashMap<Arc<str>, HashMap<Arc<str>, Vec<Arc<Resource>>>>,
+}
+
+impl Resources {
+    fn new(mut resources: Vec<Arc<Resource>>) -> Arc<Resources> {
+        resources.sort_by(|a, b| a.path().cmp(&b.path()));
+        let mut index: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
+        for r in &resources {
+            let group = index.entry(r.group.clone()).or_default();
+            group.entry(r.plural.clone()).or_default().push(r.clone());
+        }
+        Arc::new(Resources { sorted: resources, index })
+    }
+
+    /// A resource in its versions.
+    fn versions(&self, group: &str, plural: &str) -> &[Arc<Resource>] {
+        self.index.get(group).and_then(|group| group.get(plural)).map_or(&[], Vec::as_slice)
+    }
 }
 
 /// The built-in resources of a release, made once.
-fn built_in(release: Release) -> &'static Arc<[Arc<Resource>]> {
-    static V1_20: OnceLock<Arc<[Arc<Resource>]>> = OnceLock::new();
-    static LATEST: OnceLock<Arc<[Arc<Resource>]>> = OnceLock::new();
+fn built_in(release: Release) -> &'static Arc<Resources> {
+    static V1_20: OnceLock<Arc<Resources>> = OnceLock::new();
+    static LATEST: OnceLock<Arc<Resources>> = OnceLock::new();
     let (cell, release) = if release == Release::V1_20 { (&V1_20, release) } else { (&LATEST, NEWEST) };
     cell.get_or_init(|| {
-        sorted(kinds::all().flat_map(|kind| Resource::built_in(kind, release)).map(Arc::new).collect())
+        Resources::new(
+            kinds::all().flat_map(|kind| Resource::built_in(kind, release)).map(Arc::new).collect(),
+        )
     })
-}
-
-fn sorted(mut resources: Vec<Arc<Resource>>) -> Arc<[Arc<Resource>]> {
-    resources.sort_by(|a, b| a.path().cmp(&b.path()));
-    resources.into()
 }
 
 impl Scheme {
@@ -55,7 +76,7 @@ impl Scheme {
                 Arc::new(r)
             })
             .collect();
-        Scheme { release: self.release, resources: sorted(resources) }
+        Scheme { release: self.release, resources: Resources::new(resources) }
     }
 
     /// The release.
@@ -64,8 +85,7 @@ impl Scheme {
     }
 
     fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        let i = self.resources.binary_search_by(|r| r.path().cmp(&(group, version, plural))).ok()?;
-        Some(&self.resources[i])
+        self.resources.versions(group, plural).iter().find(|r| &*r.version == version)
     }
 
     /// The resource that requests name by group, version and plural, if it is served.
@@ -75,10 +95,7 @@ impl Scheme {
 
     /// The hub version of a resource, by a group it is served in.
     pub fn hub(&self, group: &str, plural: &str) -> Option<Arc<Resource>> {
-        let start = self.resources.partition_point(|r| &*r.group < group);
-        let same = self.resources[start..].iter().take_while(|r| &*r.group == group);
-        let found = same.into_iter().find(|r| &*r.plural == plural)?;
-        self.hub_of(found)
+        self.hub_of(self.resources.versions(group, plural).first()?)
     }
 
     /// The hub version of a resource.
@@ -97,19 +114,20 @@ impl Scheme {
 
     /// The served resources of a group and version, by plural.
     pub fn group_version(&self, group: &str, version: &str) -> impl Iterator<Item = &Arc<Resource>> {
-        let start = self.resources.partition_point(|r| (&*r.group, &*r.version) < (group, version));
-        let rest = self.resources[start..].iter();
+        let sorted = &self.resources.sorted;
+        let start = sorted.partition_point(|r| (&*r.group, &*r.version) < (group, version));
+        let rest = sorted[start..].iter();
         rest.take_while(move |r| &*r.group == group && &*r.version == version).filter(|r| r.served)
     }
 
     /// All served resources, by group, version and plural.
     pub fn resources(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.resources.iter().filter(|r| r.served)
+        self.resources.sorted.iter().filter(|r| r.served)
     }
 
     /// One resource for each that is stored: in its hub version.
     pub fn hubs(&self) -> impl Iterator<Item = &Arc<Resource>> {
-        self.resources.iter().filter(|r| {
+        self.resources.sorted.iter().filter(|r| {
             let (group, version) = r.hub_version();
             r.is_stored() && &*r.group == group && &*r.version == version && self.is_served(r)
         })
@@ -128,17 +146,17 @@ impl Scheme {
         let plural = pilothouse_apimachinery::json::str_at(crd, &["spec", "names", "plural"]);
         let mut resources = self.others(group, plural);
         resources.extend(Resource::custom(crd, self.release).into_iter().map(Arc::new));
-        Scheme { release: self.release, resources: sorted(resources) }
+        Scheme { release: self.release, resources: Resources::new(resources) }
     }
 
     /// The scheme without the resources of a CustomResourceDefinition.
     pub fn without_crd(&self, group: &str, plural: &str) -> Scheme {
-        Scheme { release: self.release, resources: self.others(group, plural).into() }
+        Scheme { release: self.release, resources: Resources::new(self.others(group, plural)) }
     }
 
     fn others(&self, group: &str, plural: &str) -> Vec<Arc<Resource>> {
         let keep = |r: &&Arc<Resource>| !(r.is_custom() && &*r.group == group && &*r.plural == plural);
-        self.resources.iter().filter(keep).cloned().collect()
+        self.resources.sorted.iter().filter(keep).cloned().collect()
     }
 }
 

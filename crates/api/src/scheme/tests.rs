@@ -27,7 +27,7 @@ static WIDGET: Kind = Kind {
 
 fn scheme() -> Scheme {
     let resources = Resource::built_in(&WIDGET, Release::V1_20).into_iter().map(Arc::new).collect();
-    Scheme { release: Release::V1_20, resources: sorted(resources) }
+    Scheme { release: Release::V1_20, resources: Resources::new(resources) }
 }
 
 #[test]

@@ -7,6 +7,7 @@ use parking_lot::Mutex;
 use pilothouse_apimachinery::json::{Map, Value};
 use serde_json::value::RawValue;
 
+use crate::negotiate::{Media, Shape};
 use crate::raw;
 
 /// What the cache must know of a resource to keep its objects. The cache itself knows no kinds.
@@ -41,9 +42,33 @@ pub trait Codec: Send + Sync {
     }
 }
 
-/// Form of an object other than its JSON in the hub version: which media type, version and shape. Made up by whoever
-/// encodes; the cache only compares.
-pub type FormKey = Arc<str>;
+/// Form of an object other than its JSON in the hub version.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct FormKey {
+    /// Media type.
+    pub media: Media,
+    /// What is made of the object.
+    pub shape: Shape,
+    /// What it is part of.
+    pub part: Part,
+    /// Version.
+    pub api_version: Arc<str>,
+}
+
+/// What an encoded object is part of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// Nothing.
+    Object,
+    /// A list.
+    Item,
+    /// A watch event.
+    Added,
+    /// A watch event.
+    Modified,
+    /// A watch event.
+    Deleted,
+}
 
 /// An object at one revision. Its JSON begins `{"metadata":{"resourceVersion":"<revision>",` and lacks `apiVersion` and
 /// `kind`: lists leave these out, and versions that differ in nothing else share the bytes.

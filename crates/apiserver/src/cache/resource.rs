@@ -301,8 +301,10 @@ fn reindex(codec: &dyn Codec, s: &mut State, previous: Option<&Arc<Entry>>, curr
 mod tests {
     use pilothouse_apimachinery::json::json;
 
+    use super::super::entry::Part;
     use super::super::entry::tests::Plain;
     use super::*;
+    use crate::negotiate::{Media, Shape};
 
     fn entry(key: &str, revision: u64, node: &str) -> Arc<Entry> {
         let object = json!({"metadata": {"name": key}, "spec": {"nodeName": node}});
@@ -388,7 +390,12 @@ mod tests {
             at: Instant::now(),
             frames: Mutex::default(),
         };
-        let key: FormKey = "json".into();
+        let key = FormKey {
+            media: Media::Json,
+            shape: Shape::Object,
+            part: Part::Object,
+            api_version: "v1".into(),
+        };
         let first = change.frame::<()>(&key, || Ok(Bytes::from_static(b"x"))).unwrap();
         let second = change.frame::<()>(&key, || Err(())).unwrap();
         assert_eq!(first, second);

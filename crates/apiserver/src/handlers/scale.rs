@@ -84,9 +84,17 @@ fn schema(call: &Call) -> Result<Schema, Status> {
         .ok_or_else(|| Status::internal("no kind Scale"))
 }
 
+/// Older versions that v1.20 still knows a Scale in, and takes nowhere.
+fn is_older(group: &str, version: &str) -> bool {
+    matches!((group, version), ("extensions" | "apps", "v1beta1") | ("apps", "v1beta2"))
+}
+
+fn expected(call: &Call) -> Expected<'static> {
+    Expected { also_in: &is_older, ..Expected::new(call.state.release, "autoscaling", "v1", "Scale") }
+}
+
 fn decode(call: &Call, body: &[u8], media: Media, validation: FieldValidation) -> Result<Value, Status> {
-    let expected = Expected::new(call.state.release, "autoscaling", "v1", "Scale");
-    let decoded = request::decode(&expected, schema(call)?, body, media.decoder())?;
+    let decoded = request::decode(&expected(call), schema(call)?, body, media.decoder())?;
     if validation == FieldValidation::Strict && !decoded.faults.is_empty() {
         return Err(request::strict_error("v1", "Scale", &decoded.faults));
     }
@@ -96,10 +104,9 @@ fn decode(call: &Call, body: &[u8], media: Media, validation: FieldValidation) -
 /// Reads a patched document as a scale; 422 where it is none.
 fn decode_patched(call: &Call, document: Value) -> Result<Value, Status> {
     let shown = document.to_string();
-    let expected = Expected::new(call.state.release, "autoscaling", "v1", "Scale");
-    request::decode_value(&expected, schema(call)?, document).map(|decoded| decoded.object).map_err(|e| {
-        Status::invalid("", "", "", &vec![field::invalid(&Path::new("patch"), shown, &e.message)])
-    })
+    request::decode_value(&expected(call), schema(call)?, document).map(|decoded| decoded.object).map_err(
+        |e| Status::invalid("", "", "", &vec![field::invalid(&Path::new("patch"), shown, &e.message)]),
+    )
 }
 
 fn check(call: &Call, scale: &Value) -> Result<(), Status> {

@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use crate::cache::Cache;
-use crate::cache::entry::{Entry, FormKey};
+use crate::cache::entry::{Entry, FormKey, Part};
 use crate::cache::resource::{Change, Cursor, Lost, ResourceCache};
 use crate::conversion::View;
 use crate::selection::Selection;
@@ -40,6 +40,16 @@ pub enum EventType {
 }
 
 impl EventType {
+    /// What an object is of the event, where there is one.
+    pub fn part(self) -> Option<Part> {
+        match self {
+            EventType::Added => Some(Part::Added),
+            EventType::Modified => Some(Part::Modified),
+            EventType::Deleted => Some(Part::Deleted),
+            EventType::Bookmark | EventType::Error => None,
+        }
+    }
+
     /// `ADDED` and so on.
     pub fn name(self) -> &'static str {
         match self {
@@ -313,6 +323,7 @@ mod tests {
     use crate::cache::entry::tests::Plain;
     use crate::cache::resource::Window;
     use crate::cache::test_store::MemoryStore;
+    use crate::negotiate::{Media, Shape};
     use pilothouse_apimachinery::field_selector::FieldSelector;
     use pilothouse_apimachinery::selector::Selector;
 
@@ -329,7 +340,8 @@ mod tests {
             format!("ERROR {};", status.code).into()
         }
         fn shared(&self, type_: EventType) -> Option<FormKey> {
-            Some(type_.name().into())
+            let part = type_.part()?;
+            Some(FormKey { media: Media::Json, shape: Shape::Object, part, api_version: "v1".into() })
         }
     }
 

@@ -90,8 +90,8 @@ fn service(objects: &dyn Objects, namespace: &str, id: &Id, whole: &str) -> Resu
     let none = |what: &str| Status::unavailable(format!("no endpoints available for service {what:?}"));
     let addresses = match resolve::endpoints(objects, namespace, name, &id.port) {
         Ok(addresses) => addresses,
-        Err(Missing::Service) => return Err(Status::not_found("", "services", name)),
-        Err(Missing::Endpoints) => return Err(Status::not_found("", "endpoints", name)),
+        // Named by what was asked for, whichever of the two it is.
+        Err(Missing::Service | Missing::Endpoints) => return Err(Status::not_found("", "services", name)),
         Err(Missing::Ready) => {
             let endpoints = objects.get("", "endpoints", namespace, name);
             let empty = endpoints.is_none_or(|e| list_at(&e, &["subsets"]).is_empty());

@@ -53,9 +53,9 @@ impl Endpoints {
     }
 
     /// Calls the member in use, and others where that fails and `call` allows it.
-    pub(super) async fn call<T, F, Fut>(&self, call: Call, f: F) -> Result<T, Error>
+    pub(super) async fn call<'a, T, F, Fut>(&'a self, call: Call, f: F) -> Result<T, Error>
     where
-        F: Fn(Client) -> Fut,
+        F: Fn(&'a Client) -> Fut,
         Fut: Future<Output = Result<T, etcd_client::Error>>,
     {
         let (limit, again) = match call {
@@ -66,7 +66,7 @@ impl Endpoints {
         for _ in 0..self.all.len() {
             let i = self.current.load(Ordering::Relaxed) % self.all.len();
             let endpoint = &self.all[i];
-            let (error, sent) = match tokio::time::timeout(limit, f(endpoint.client.clone())).await {
+            let (error, sent) = match tokio::time::timeout(limit, f(&endpoint.client)).await {
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(e)) => (convert::error(&e), !convert::not_sent(&e)),
                 Err(_) => (Error::Unavailable(format!("no answer within {} s", limit.as_secs())), true),

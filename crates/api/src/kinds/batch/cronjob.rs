@@ -38,7 +38,7 @@ pub(super) static CRON_JOB: Kind = Kind {
     storage_version: "batch/v1beta1",
     has_generation: true,
     generation_since: 21,
-    orphans_by_default: |api_version| api_version == "batch/v1",
+    orphans_by_default: |api_version| matches!(api_version, "batch/v1beta1" | "batch/v2alpha1"),
     default,
     prepare_create: |object, context| {
         put(object, "status", json!({}));

@@ -132,7 +132,8 @@ fn pods_to_avoid(object: &Value) -> ErrorList {
         let at = path.child(KEY).index(i).child("PodSignature");
         let controller = get(entry, &["podSignature", "podController"]);
         if controller.is_null() {
-            errs.push(field::required(&at, ""));
+            // Of the signature and of its controller: both by the one name.
+            errs.extend([field::required(&at, ""), field::required(&at, "")]);
         } else if !bool_at(controller, &["controller"]) {
             let at = at.child("PodController").child("Controller");
             errs.push(field::invalid(&at, false, "must point to a controller"));
