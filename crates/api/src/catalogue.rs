@@ -209,16 +209,21 @@ pub struct Type {
     pub parts: Box<[(u32, Part)]>,
     /// How it is written in JSON.
     pub form: Form,
-    /// Indices of fields by name, the shorter names first: most comparisons end with the length.
-    by_name: Box<[(&'static str, u16)]>,
+    /// Indices of fields by a [`glance`] at their names.
+    by_name: Box<[(u64, u16)]>,
     /// Indices of the fields that are always present.
     always: Box<[u16]>,
     /// Whether it has `kind` and `apiVersion`.
     pub has_type_meta: bool,
 }
 
-fn by_length(name: &str) -> (usize, &str) {
-    (name.len(), name)
+/// What tells most names of a type apart, in one number: their length and first seven bytes.
+fn glance(name: &str) -> u64 {
+    let mut bytes = [0; 8];
+    bytes[0] = u8::try_from(name.len()).unwrap_or(u8::MAX);
+    let head = &name.as_bytes()[..name.len().min(7)];
+    bytes[1..=head.len()].copy_from_slice(head);
+    u64::from_be_bytes(bytes)
 }
 
 impl Type {
@@ -240,8 +245,10 @@ impl Type {
 
     /// A field's index by its JSON name.
     pub fn field_index(&self, name: &str) -> Option<usize> {
-        let found = self.by_name.binary_search_by(|(n, _)| by_length(n).cmp(&by_length(name)));
-        found.ok().map(|i| usize::from(self.by_name[i].1))
+        let wanted = glance(name);
+        let start = self.by_name.partition_point(|(seen, _)| *seen < wanted);
+        let alike = self.by_name[start..].iter().take_while(|(seen, _)| *seen == wanted);
+        alike.map(|(_, i)| usize::from(*i)).find(|i| self.fields[*i].json == name)
     }
 
     /// The fields that are in JSON even where the object does not have them.
@@ -508,9 +515,9 @@ impl Builder {
         }
         parts.sort_by_key(|(number, _)| *number);
         let index = |i: usize| u16::try_from(i).expect("no struct has 65,536 fields");
-        let mut by_name: Vec<(&str, u16)> =
-            fields.iter().enumerate().map(|(i, f)| (f.json, index(i))).collect();
-        by_name.sort_by_key(|(name, _)| by_length(name));
+        let mut by_name: Vec<(u64, u16)> =
+            fields.iter().enumerate().map(|(i, f)| (glance(f.json), index(i))).collect();
+        by_name.sort_unstable();
         let always = (0..fields.len()).filter(|i| fields[*i].always_present()).map(index).collect();
         let form = match full_name.rsplit('.').next() {
             Some("JSONSchemaPropsOrBool") => Form::OrBool,

@@ -134,3 +134,46 @@ pub fn tls_config(certificates: &[u8], key: &[u8]) -> std::io::Result<Arc<rustls
         .map_err(|e| bad(e.to_string()))?;
     Ok(Arc::new(config))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn health(checks: &[(&str, Result<(), String>)]) -> Health {
+        let check = |(name, result): &(&str, Result<(), String>)| {
+            let result = result.clone();
+            (name.to_string(), Arc::new(move || result.clone()) as Check)
+        };
+        let page: Page = Arc::new(|| (StatusCode::ACCEPTED, PLAIN, "nftables".into()));
+        let pages = vec![("/proxyMode".to_string(), page.clone()), ("/healthz".to_string(), page)];
+        Health { pages, checks: checks.iter().map(check).collect(), metrics: Metrics::default() }
+    }
+
+    fn said(health: &Health, path: &str, query: &str) -> Option<(u16, String)> {
+        health.answer(path, query).map(|(status, _, text)| (status.as_u16(), text))
+    }
+
+    #[test]
+    fn checks_are_answered() {
+        let good = health(&[("leader", Ok(()))]);
+        assert_eq!(said(&good, "/readyz", ""), Some((200, "ok".into())));
+        let verbose = "[+]ping ok\n[+]leader ok\nlivez check passed\n";
+        assert_eq!(said(&good, "/livez", "verbose"), Some((200, verbose.into())));
+        assert_eq!(said(&good, "/livez", "x=1&verbose=true"), Some((200, verbose.into())));
+        assert_eq!(said(&good, "/livez/leader", ""), None);
+        // Why it fails may be nobody's business.
+        let bad = health(&[("leader", Err("secret".into())), ("other", Ok(()))]);
+        let why = "[+]ping ok\n[-]leader failed: reason withheld\n[+]other ok\nreadyz check failed\n";
+        assert_eq!(said(&bad, "/readyz", ""), Some((500, why.into())));
+    }
+
+    #[test]
+    fn a_components_own_pages_come_first() {
+        let health = health(&[("leader", Err("x".into()))]);
+        assert_eq!(said(&health, "/proxyMode", ""), Some((202, "nftables".into())));
+        assert_eq!(said(&health, "/healthz", ""), Some((202, "nftables".into())));
+        assert_eq!(said(&health, "/proxymode", ""), None);
+        let metrics = health.answer("/metrics", "").unwrap();
+        assert_eq!((metrics.0, metrics.1), (StatusCode::OK, metrics::TEXT));
+    }
+}

@@ -10,7 +10,9 @@ use std::sync::Arc;
 use super::{Text, Value};
 
 /// Up to how many members one is looked for from the first to the last.
-const FEW: usize = 8;
+const FEW: usize = 16;
+/// Room for so many is made with the first.
+const FIRST: usize = 8;
 
 type Members = Vec<(Text, Value)>;
 
@@ -79,7 +81,7 @@ impl Map {
             Err(at) => {
                 let members = self.members_mut();
                 if members.capacity() == 0 {
-                    members.reserve(FEW);
+                    members.reserve(FIRST);
                 }
                 members.insert(at, (name, value));
                 None

@@ -12,8 +12,15 @@ type Question = Shared<BoxFuture<'static, Result<u64, Error>>>;
 
 /// With so many readers of one question there is load: the next question waits a moment for more of them.
 const CROWD: usize = 4;
-/// How long it waits.
-const GATHER: Duration = Duration::from_millis(1);
+
+/// How long it waits, by how many readers the last one had.
+fn gather(readers: usize) -> Option<Duration> {
+    match readers {
+        0..CROWD => None,
+        CROWD..16 => Some(Duration::from_millis(1)),
+        _ => Some(Duration::from_millis(2)),
+    }
+}
 
 /// Asks the store for its revision, for many readers at once.
 pub struct Fresh {
@@ -44,8 +51,8 @@ impl Fresh {
                     let (store, slot, asking) = (self.store.clone(), self.open.clone(), self.asking.clone());
                     let question = async move {
                         let mut last = asking.lock().await;
-                        if *last >= CROWD {
-                            tokio::time::sleep(GATHER).await;
+                        if let Some(moment) = gather(*last) {
+                            tokio::time::sleep(moment).await;
                         }
                         // From here on the answer may be older than a newcomer's question.
                         *last = slot.lock().take().map_or(0, |(_, readers)| readers);
