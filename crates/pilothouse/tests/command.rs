@@ -86,7 +86,8 @@ fn it_is_cfssl_by_that_name() {
 
 /// A port of loopback that nobody listens on.
 fn free_port() -> u16 {
-    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+    let listener = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr());
+    listener.expect("loopback has a free port").port()
 }
 
 #[test]
