@@ -32,8 +32,9 @@ fn streams(s: &Session) {
     assert_eq!(s.run("kubectl exec box -- head -c 5000000 /dev/zero | wc -c").trim(), "5000000");
     assert_eq!(s.run("head -c 3000000 /dev/zero | kubectl exec -i box -- wc -c").trim(), "3000000");
 
-    let said = s.run("kubectl run once --image=busybox --image-pull-policy=IfNotPresent --restart=Never --rm -i --quiet -- sh -c 'sleep 2; echo from the pod'");
-    assert!(said.contains("from the pod"), "{said}");
+    // It says nothing before somebody is there to hear it.
+    let said = s.run("echo hello | kubectl run once --image=busybox --image-pull-policy=IfNotPresent --restart=Never --rm -i --quiet -- sh -c 'read word; echo $word from the pod'");
+    assert!(said.contains("hello from the pod"), "{said}");
     s.gone("pod/once", 30);
 
     s.run("kubectl run typed --image=busybox --image-pull-policy=IfNotPresent --restart=Never --stdin --attach=false --command -- sh -c 'while read line; do echo got $line; done'");

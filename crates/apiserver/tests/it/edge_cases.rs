@@ -287,6 +287,87 @@ async fn writes_and_their_conditions() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_changes_nothing_is_no_event() {
+    let world = start(&[]).await;
+    let api = world.api();
+    let (_, made) = api.post(MAPS, map("a")).await;
+    let path = format!("{MAPS}/a");
+    let mut events = api.watch(&format!("{MAPS}?watch=1&resourceVersion={}", version(&made))).await;
+    let (code, same) = api.json(Method::PUT, &path, &[JSON], &made).await;
+    assert_eq!((code, version(&same)), (StatusCode::OK, version(&made)));
+    for patch in [json!({}), json!({"data": {"k": "v"}}), json!({"data": {"nobody": null}})] {
+        let (code, same) = api.patch(&path, patch).await;
+        assert_eq!((code, version(&same)), (StatusCode::OK, version(&made)));
+    }
+    let (_, changed) = api.patch(&path, json!({"data": {"k": "w"}})).await;
+    let event = events.expect("MODIFIED", "a").await;
+    assert_eq!(version(&event), version(&changed));
+
+    // A collection that is deleted is told as the list that it was.
+    api.post(MAPS, map("b")).await;
+    let (code, gone) = api.delete(&format!("{MAPS}?fieldSelector=metadata.name!%3Dkube-root-ca.crt")).await;
+    assert_eq!(
+        (code, &gone["kind"], &gone["apiVersion"]),
+        (StatusCode::OK, &json!("ConfigMapList"), &json!("v1"))
+    );
+    let names: Vec<_> = gone["items"].as_array().unwrap().iter().map(|i| &i["metadata"]["name"]).collect();
+    assert_eq!(names, [&json!("a"), &json!("b")]);
+    events.expect("ADDED", "b").await;
+    for name in ["a", "b"] {
+        events.expect("DELETED", name).await;
+    }
+    world.stop().await;
+}
+
+/// Until the OpenAPI document has a definition, or has it no longer.
+async fn until_defined(api: &Api, name: &str, wanted: bool) -> Value {
+    let look = async {
+        loop {
+            let (_, _, body) = text(api, "/openapi/v2", &[]).await;
+            let definition = serde_json::from_str::<Value>(&body).unwrap()["definitions"][name].clone();
+            if definition.is_null() != wanted {
+                return definition;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, look).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn documents_have_custom_kinds_while_they_are_served() {
+    let world = start(&[]).await;
+    let api = world.api();
+    let definitions = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions";
+    let schema = json!({"type": "object", "properties": {"spec": {"type": "object", "properties": {"size": {"type": "integer"}}}}});
+    let definition = json!({"apiVersion": "apiextensions.k8s.io/v1", "kind": "CustomResourceDefinition",
+        "metadata": {"name": "widgets.shop.example.com"},
+        "spec": {"group": "shop.example.com", "scope": "Namespaced", "names": {"plural": "widgets", "kind": "Widget"},
+            "versions": [{"name": "v1", "served": true, "storage": true, "schema": {"openAPIV3Schema": schema}}]}});
+    let (code, answer) = api.post(definitions, definition).await;
+    assert_eq!(code, StatusCode::CREATED, "{answer}");
+    let shown = until_defined(&api, "com.example.shop.v1.Widget", true).await;
+    assert_eq!(
+        shown["x-kubernetes-group-version-kind"],
+        json!([{"group": "shop.example.com", "kind": "Widget", "version": "v1"}])
+    );
+    assert_eq!(shown["properties"]["spec"]["properties"]["size"]["type"], "integer");
+    // When it goes, so does its group, soon and everywhere.
+    assert_eq!(api.delete(&format!("{definitions}/widgets.shop.example.com")).await.0, StatusCode::OK);
+    until_defined(&api, "com.example.shop.v1.Widget", false).await;
+    let service = "/apis/apiregistration.k8s.io/v1/apiservices/v1.shop.example.com";
+    let gone = async {
+        let listed =
+            |all: Value| all["groups"].as_array().unwrap().iter().any(|g| g["name"] == "shop.example.com");
+        while listed(api.get("/apis").await.1) || api.get(service).await.0 != StatusCode::NOT_FOUND {
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    };
+    tokio::time::timeout(LIMIT, gone).await.unwrap();
+    world.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn spec_and_status_are_apart() {
     let world = start(&[]).await;
     let api = world.api();
