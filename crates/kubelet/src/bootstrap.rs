@@ -43,22 +43,27 @@ fn still_valid(path: &Path, now: Timestamp) -> bool {
 /// An error where a kubeconfig's certificate is another node's: with it the API server would refuse all that this one says
 /// of itself. Names that are no node's are the administrator's to choose.
 pub fn check_own_name(kubeconfig: &Path, node: &str) -> anyhow::Result<()> {
-    let Ok(config) = Kubeconfig::read_from(kubeconfig) else { return Ok(()) };
-    for auth in config.auth_infos.iter().filter_map(|user| user.auth_info.as_ref()) {
-        let pem = match (&auth.client_certificate_data, &auth.client_certificate) {
-            (Some(data), _) => base64::engine::general_purpose::STANDARD.decode(data).ok(),
-            (None, Some(file)) => std::fs::read(file).ok(),
-            (None, None) => None,
-        };
-        let name = pem.and_then(|pem| common_name(&pem)).unwrap_or_default();
-        if let Some(other) = name.strip_prefix(NODE_USER).filter(|other| *other != node) {
-            anyhow::bail!(
-                "kubeconfig {}: its certificate is that of node {other:?}, and this is node {node:?} (--hostname-override)",
-                kubeconfig.display()
-            );
-        }
+    let Some(name) = certified(kubeconfig) else { return Ok(()) };
+    match name.strip_prefix(NODE_USER) {
+        Some(other) if other != node => anyhow::bail!(
+            "kubeconfig {}: its certificate is that of node {other:?}, and this is node {node:?} (--hostname-override)",
+            kubeconfig.display()
+        ),
+        _ => Ok(()),
     }
-    Ok(())
+}
+
+/// Whom the client certificate of a kubeconfig's current context names. What cannot be read the client complains of.
+fn certified(kubeconfig: &Path) -> Option<String> {
+    let config = Kubeconfig::read_from(kubeconfig).ok()?;
+    let current = config.contexts.iter().find(|c| Some(&c.name) == config.current_context.as_ref())?;
+    let user = current.context.as_ref()?.user.as_ref()?;
+    let auth = config.auth_infos.iter().find(|a| a.name == *user)?.auth_info.as_ref()?;
+    let pem = match (&auth.client_certificate_data, &auth.client_certificate) {
+        (Some(data), _) => base64::engine::general_purpose::STANDARD.decode(data).ok()?,
+        (None, file) => std::fs::read(file.as_ref()?).ok()?,
+    };
+    common_name(&pem)
 }
 
 /// Gets the kubelet its own kubeconfig where it has none that is good. Returns at once where it has.
@@ -189,6 +194,10 @@ mod tests {
         write(&kubeconfig);
         check_own_name(&path, "c").unwrap();
         assert!(check_own_name(&path, "a").unwrap_err().to_string().contains("node \"c\""));
+        // What the current context does not use is no matter.
+        kubeconfig["users"][0]["name"] = json!("another");
+        write(&kubeconfig);
+        check_own_name(&path, "a").unwrap();
     }
 
     #[test]

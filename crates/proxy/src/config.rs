@@ -1,7 +1,7 @@
 //! From flags and a KubeProxyConfiguration file to a typed configuration. With `--config`, the file counts and
 //! flags are ignored, as with the original.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -263,8 +263,8 @@ impl Config {
                 },
                 cluster_cidr: flags.string("cluster-cidr"),
                 hostname_override: flags.string("hostname-override"),
-                healthz_bind_address: Some(by_port(flags, "healthz-bind-address", "healthz-port")),
-                metrics_bind_address: Some(by_port(flags, "metrics-bind-address", "metrics-port")),
+                healthz_bind_address: Some(by_port(flags, "healthz-bind-address", "healthz-port")?),
+                metrics_bind_address: Some(by_port(flags, "metrics-bind-address", "metrics-port")?),
                 bind_address_hard_fail: flags.bool("bind-address-hard-fail"),
                 mode: flags.string("proxy-mode"),
                 node_port_addresses: Some(flags.strings("nodeport-addresses")),
@@ -349,15 +349,14 @@ impl Config {
 }
 
 /// The address of one flag with the port of another, where that has none; nothing where the port is zero.
-fn by_port(flags: &Flags, address: &str, port: &str) -> String {
-    let (address, port) = (flags.string(address), flags.int(port));
+fn by_port(flags: &Flags, address: &str, port_flag: &str) -> Result<String, String> {
+    let (address, port) = (flags.string(address), flags.int(port_flag));
+    let port = u16::try_from(port).map_err(|_| format!("--{port_flag}: {port} is not a valid port"))?;
     if port == 0 || address.is_empty() {
-        return String::new();
+        return Ok(String::new());
     }
-    match address.parse::<std::net::IpAddr>() {
-        Ok(ip) => u16::try_from(port).map_or(address, |port| SocketAddr::new(ip, port).to_string()),
-        Err(_) => address,
-    }
+    let ip = address.parse::<IpAddr>();
+    Ok(ip.map_or(address, |ip| SocketAddr::new(ip, port).to_string()))
 }
 
 /// An address that may lack its port.
@@ -496,6 +495,10 @@ mod tests {
         // An address with a port has it already.
         let both = ["--healthz-bind-address=127.0.0.1:8", "--healthz-port=7"];
         assert_eq!(address(&both).as_deref(), Some("127.0.0.1:8"));
+        for bad in ["--healthz-port=70000", "--metrics-port=-1"] {
+            let e = config(&["--kubeconfig=/k", bad]).unwrap_err();
+            assert!(e.ends_with("is not a valid port"), "{e}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ impl Default for Options {
 pub fn wanted(options: &Options, processors: u64) -> Vec<(&'static str, u64)> {
     let max = match options.max_per_core {
         0 => 0,
-        each => (each * processors).max(options.min),
+        each => each.saturating_mul(processors).max(options.min),
     };
     let settings = [
         ("nf_conntrack_max", max),
@@ -66,6 +66,8 @@ mod tests {
         let options = Options::default();
         assert_eq!(wanted(&options, 2)[0], ("nf_conntrack_max", 131_072));
         assert_eq!(wanted(&options, 8)[0], ("nf_conntrack_max", 262_144));
+        let absurd = Options { max_per_core: u64::MAX, ..Options::default() };
+        assert_eq!(wanted(&absurd, 8)[0], ("nf_conntrack_max", u64::MAX));
         let zero = Options { max_per_core: 0, tcp_established: Duration::ZERO, ..options };
         assert_eq!(wanted(&zero, 8), [("nf_conntrack_tcp_timeout_close_wait", 3600)]);
     }
