@@ -63,8 +63,6 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
     if config.cleanup {
         return proxier::cleanup(&config).await;
     }
-    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
-    conntrack::set(Path::new(SETTINGS), &conntrack::wanted(&config.conntrack, processors));
     let mut proxier = Proxier::choose(&config).await;
     let metrics = Metrics::default();
     let last_sync = Gauge::<i64>::default();
@@ -136,6 +134,9 @@ pub async fn run(config: Config, stop: Stop) -> anyhow::Result<()> {
             Ok(synced) => {
                 healthz.updated();
                 if !std::mem::replace(&mut ready, true) {
+                    // The kernel tracks connections once there are rules for them, and has no settings before.
+                    let processors = std::thread::available_parallelism().map_or(1, |n| n.get() as u64);
+                    conntrack::set(Path::new(SETTINGS), &conntrack::wanted(&config.conntrack, processors));
                     notify::ready("kube-proxy", "services are programmed");
                 }
                 if synced.changed {
