@@ -130,18 +130,23 @@ const NEWEST: &[Row] = &[
     ("apps", "v1beta2", &[], 9, 16, "apps/v1"),
 ];
 
-/// The warning for requests of a resource, if its version is on the way out.
-pub fn warning(release: Release, resource: &Resource) -> Option<String> {
+/// A version that is on the way out.
+pub struct Deprecated {
+    /// What clients are told.
+    pub warning: String,
+    /// The minor release that has it no more, where that is known.
+    pub removed: Option<u32>,
+}
+
+/// Whether the version of a resource is on the way out.
+pub fn deprecated(release: Release, resource: &Resource) -> Option<Deprecated> {
     if let Some(custom) = resource.as_custom() {
-        return custom.deprecation_warning.clone();
+        let warning = custom.deprecation_warning.clone()?;
+        return Some(Deprecated { warning, removed: None });
     }
-    let rows: Vec<&Row> = if release == Release::V1_20 {
-        V1_20.iter().collect()
-    } else {
-        // What v1.20 warned of is still accepted, and warned of as before.
-        NEWEST.iter().chain(V1_20).collect()
-    };
-    let (_, _, _, since, until, instead) = rows.into_iter().find(|(g, v, kinds, ..)| {
+    // What v1.20 warned of is still accepted, and warned of as before.
+    let newer = if release == Release::V1_20 { &[][..] } else { NEWEST };
+    let (_, _, _, since, until, instead) = newer.iter().chain(V1_20).find(|(g, v, kinds, ..)| {
         *g == &*resource.group
             && *v == &*resource.version
             && (kinds.is_empty() || kinds.contains(&&*resource.kind))
@@ -153,5 +158,5 @@ pub fn warning(release: Release, resource: &Resource) -> Option<String> {
     if !instead.is_empty() {
         text.push_str(&format!("; use {instead}"));
     }
-    Some(text)
+    Some(Deprecated { warning: text, removed: Some(*until).filter(|u| *u > 0) })
 }

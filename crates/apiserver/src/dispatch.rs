@@ -60,7 +60,7 @@ pub async fn dispatch(
             state.openapi.v3(&state, &context, &rest.join("/")).await
         }
         ["metrics"] => {
-            let mut text = state.metrics.encode(state.release, &state.limits, &state.registry.counts());
+            let mut text = state.metrics.encode(&state.limits, &state.registry.counts());
             text.extend(state.fairness.as_ref().map(Fairness::metrics));
             Ok(respond::bytes(StatusCode::OK, "text/plain; version=0.0.4; charset=utf-8", text))
         }

@@ -16,6 +16,7 @@ use crate::cache::Cache;
 use crate::cache::entry::Codec;
 use crate::config::Config;
 use crate::conversion::{Converter, View};
+use crate::metrics::Count;
 use crate::storage::{Encode, Storage, Stored};
 
 /// A resource in one version, with its objects.
@@ -236,18 +237,20 @@ impl Registry {
         Some(Endpoint { resource, hub, storage })
     }
 
-    /// Resources with the number of their objects and watchers, for metrics.
-    pub fn counts(&self) -> Vec<(String, usize, usize)> {
+    /// What there is of each kind, for metrics.
+    pub fn counts(&self) -> Vec<Count> {
         let scheme = self.scheme();
         let storages = self.storages.read();
         let count = |hub: &Arc<Resource>| {
             let s = storages.get(hub.storage_prefix())?;
-            let name = if hub.group.is_empty() {
-                hub.plural.to_string()
-            } else {
-                format!("{}.{}", hub.plural, hub.group)
-            };
-            Some((name, s.objects.len(), s.objects.watchers()))
+            Some(Count {
+                group: hub.group.to_string(),
+                version: hub.version.to_string(),
+                kind: hub.kind.to_string(),
+                plural: hub.plural.to_string(),
+                objects: s.objects.len(),
+                watchers: s.objects.watchers(),
+            })
         };
         scheme.hubs().filter_map(count).collect()
     }

@@ -12,6 +12,8 @@ use parking_lot::Mutex;
 use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 
+use crate::admission::reinvocation::Reinvocation;
+
 /// The body of a response: bytes or a stream.
 pub type Body = UnsyncBoxBody<Bytes, Box<dyn std::error::Error + Send + Sync>>;
 
@@ -332,7 +334,7 @@ pub trait Authorizer: Send + Sync {
 }
 
 /// The operation that admission looks at.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Operation {
     /// A new object.
     Create,
@@ -342,6 +344,18 @@ pub enum Operation {
     Delete,
     /// exec, attach, port-forward, proxy.
     Connect,
+}
+
+impl Operation {
+    /// As Kubernetes writes it: `CREATE`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Operation::Create => "CREATE",
+            Operation::Update => "UPDATE",
+            Operation::Delete => "DELETE",
+            Operation::Connect => "CONNECT",
+        }
+    }
 }
 
 /// A request as admission plug-ins see it. Objects are in the resource's hub version.
@@ -375,6 +389,8 @@ pub struct AdmissionRequest {
     pub dry_run: bool,
     /// What the client is to be told beside the answer.
     pub warnings: Warnings,
+    /// Who is asked again as the object has been changed.
+    pub reinvocation: Reinvocation,
 }
 
 /// Texts for `Warning` headers and annotations of the audit record, as plug-ins collect them.
@@ -403,21 +419,19 @@ impl Warnings {
     }
 }
 
-/// An admission plug-in (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>).
+/// The changing part of an admission plug-in
+/// (<https://kubernetes.io/docs/reference/access-authn-authz/admission-controllers/>).
 #[async_trait]
-pub trait Plugin: Send + Sync {
-    /// Its name, as in `--enable-admission-plugins`.
-    fn name(&self) -> &'static str;
+pub trait Mutation: Send + Sync {
+    /// Changes the object, or refuses. Runs twice where a webhook or policy has changed the object.
+    async fn admit(&self, request: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status>;
+}
 
-    /// Changes the object, or refuses.
-    async fn admit(&self, _request: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
-        Ok(())
-    }
-
+/// The checking part of an admission plug-in.
+#[async_trait]
+pub trait Validation: Send + Sync {
     /// Refuses, or not. Runs when all plug-ins have had their changes and the object has been validated.
-    async fn validate(&self, _request: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
-        Ok(())
-    }
+    async fn validate(&self, request: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status>;
 }
 
 /// A resource by its names in the store.

@@ -7,12 +7,14 @@ use std::time::Duration;
 use futures::FutureExt;
 use http::{HeaderName, HeaderValue, Method, Request, StatusCode, header};
 use http_body_util::BodyExt;
+use hyper::body::Body as _;
 use parking_lot::Mutex;
 use pilothouse_apimachinery::go::quote;
 use pilothouse_apimachinery::status::Status;
 use tokio::time::Instant;
 
 use crate::limits::Class;
+use crate::metrics::Finished;
 use crate::request::{
     Attributes, AuditLevel, AuditStage, AuditedBodies, Body, Connection, Decision, RequestBody,
     RequestContext, RequestInfo, Response, UserInfo,
@@ -86,8 +88,17 @@ where
 
     let code = response.status().as_u16();
     let method = context.parts.method.as_str();
-    let dry_run = context.param("dryRun").is_some();
-    state.metrics.finished(&context.info, method, code, dry_run, started.elapsed(), long);
+    let content_type = response.headers().get(header::CONTENT_TYPE).and_then(|v| v.to_str().ok());
+    state.metrics.finished(&Finished {
+        info: &context.info,
+        method,
+        dry_run: context.param("dryRun").is_some(),
+        code,
+        content_type: content_type.unwrap_or(""),
+        size: response.body().size_hint().exact().filter(|_| !long),
+        took: started.elapsed(),
+        long,
+    });
     if level > AuditLevel::None {
         if long {
             record(&state, level, AuditStage::ResponseStarted, &context, received, code);

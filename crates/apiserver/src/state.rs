@@ -9,6 +9,7 @@ use pilothouse_apimachinery::version::Release;
 use pilothouse_component_base::signals::Stop;
 use pilothouse_store::Store;
 
+use crate::admission::steps::Plugins;
 use crate::aggregation::Aggregator;
 use crate::cache::resource::Window;
 use crate::cache::{Cache, Feed};
@@ -21,7 +22,7 @@ use crate::metrics::ServerMetrics;
 use crate::objects::ServerObjects;
 use crate::openapi::OpenApi;
 use crate::registry::Registry;
-use crate::request::{Audit, Authenticator, Authorizer, Objects, Plugin};
+use crate::request::{Audit, Authenticator, Authorizer, Objects};
 use crate::special::SpecialRest;
 use crate::{admission, audit, authentication, authorization, rest};
 
@@ -49,7 +50,7 @@ pub struct ServerState {
     /// Decides who may do what.
     pub authorizer: Arc<dyn Authorizer>,
     /// Admission plug-ins in their order.
-    pub admission: Vec<Arc<dyn Plugin>>,
+    pub admission: Plugins,
     /// The audit log, where there is one.
     pub audit: Option<Arc<dyn Audit>>,
     /// Resources with handlers of their own, and storage hooks.
@@ -90,7 +91,8 @@ impl ServerState {
         let fault = anyhow::Error::msg::<String>;
         let authenticator = authentication::build(config, &objects).map_err(fault)?;
         let authorizer = authorization::build(config, &objects).map_err(fault)?;
-        let admission = admission::build(config, &objects, &authorizer).map_err(fault)?;
+        let admission =
+            admission::build(config, &objects, &authorizer, metrics.admission.clone()).map_err(fault)?;
         let audit = audit::build(config).map_err(fault)?;
         let mut special = SpecialRest::default();
         rest::register(&mut special, config, &objects, &store).map_err(fault)?;

@@ -1,5 +1,6 @@
 //! Metrics in Prometheus' text format, under Kubernetes' names.
 
+use std::borrow::Cow;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
@@ -54,12 +55,27 @@ fn plain(open: &str, wanted: impl Fn(&str) -> bool) -> String {
                 Some((name, rest)) => format!("{name}{}", rest.strip_prefix("_total").unwrap_or(rest)),
                 None => line.to_string(),
             };
-            let line = line.replacen(".0\"}", "\"}", usize::from(line.contains("le=\"")));
+            let line = with_bound(&line);
             out.push_str(line.strip_suffix(".0").unwrap_or(&line));
             out.push('\n');
         }
     }
     out
+}
+
+/// A bucket's line with its bound as Go writes numbers: `1`, `0.5`, `1e+06`.
+fn with_bound(line: &str) -> Cow<'_, str> {
+    let found = line.split_once("{le=\"").and_then(|(name, rest)| Some((name, rest.split_once('"')?)));
+    let Some((name, (bound, rest))) = found else { return line.into() };
+    let text = match bound.parse::<f64>() {
+        Ok(n) if n.is_finite() && n >= 1e6 => {
+            let text = format!("{n:e}");
+            let (digits, exponent) = text.split_once('e').unwrap_or((&text, "0"));
+            format!("{digits}e+{exponent:0>2}")
+        }
+        _ => bound.strip_suffix(".0").unwrap_or(bound).to_string(),
+    };
+    format!("{name}{{le=\"{text}\"{rest}").into()
 }
 
 fn process() -> String {
@@ -95,6 +111,20 @@ mod tests {
     use prometheus_client::metrics::histogram::Histogram;
 
     use super::*;
+
+    #[test]
+    fn bounds_are_gos() {
+        for (line, want) in [
+            ("a_bucket{le=\"1.0\"} 1", "a_bucket{le=\"1\"} 1"),
+            ("a_bucket{le=\"0.25\",x=\"1.0\"} 1", "a_bucket{le=\"0.25\",x=\"1.0\"} 1"),
+            ("a_bucket{le=\"100000.0\",x=\"y\"} 1", "a_bucket{le=\"100000\",x=\"y\"} 1"),
+            ("a_bucket{le=\"1000000.0\"} 1", "a_bucket{le=\"1e+06\"} 1"),
+            ("a_bucket{le=\"+Inf\"} 1", "a_bucket{le=\"+Inf\"} 1"),
+            ("a{x=\"le\"} 1", "a{x=\"le\"} 1"),
+        ] {
+            assert_eq!(with_bound(line), want);
+        }
+    }
 
     #[test]
     fn names_are_those_registered() {

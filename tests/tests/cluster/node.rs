@@ -194,7 +194,7 @@ spec:
   - name: ready
     image: busybox
     imagePullPolicy: IfNotPresent
-    command: [sh, -c, "sleep 3; touch /tmp/ready; sleep 3600"]
+    command: [sleep, "3600"]
     readinessProbe: {exec: {command: [cat, /tmp/ready]}, periodSeconds: 1}
     lifecycle:
       postStart: {exec: {command: [touch, /tmp/started]}}
@@ -210,27 +210,28 @@ spec:
 "#,
     );
     s.run("kubectl apply -f pod.yaml");
-    s.eventually("the live container was killed and started again", 90, || {
+    let container = |name: &str| {
         let statuses = s.field("pod/probed", "/status/containerStatuses");
-        let dies = statuses
-            .as_array()
-            .and_then(|l| l.iter().find(|c| c["name"] == "dies").cloned())
-            .unwrap_or_default();
+        statuses.as_array().and_then(|l| l.iter().find(|c| c["name"] == name).cloned()).unwrap_or_default()
+    };
+    s.eventually("a readiness probe failed", 60, || {
+        let described = s.try_run("kubectl describe pod probed")?;
+        if described.contains("Readiness probe failed") { Ok(()) } else { Err(described) }
+    });
+    assert_eq!(container("ready")["ready"], false);
+    s.run("kubectl exec probed -c ready -- touch /tmp/ready");
+    s.eventually("the container is ready", 30, || {
+        let ready = container("ready");
+        if ready["ready"] == true { Ok(()) } else { Err(ready.to_string()) }
+    });
+    s.eventually("the live container was killed and started again", 90, || {
+        let dies = container("dies");
         if dies["restartCount"].as_i64() >= Some(1) { Ok(()) } else { Err(dies.to_string()) }
     });
-    let statuses = s.field("pod/probed", "/status/containerStatuses");
-    let ready = statuses
-        .as_array()
-        .and_then(|l| l.iter().find(|c| c["name"] == "ready").cloned())
-        .unwrap_or_default();
-    assert_eq!((&ready["ready"], &ready["restartCount"]), (&true.into(), &0.into()), "{ready}");
+    assert_eq!(container("ready")["restartCount"], 0);
     s.run("kubectl exec probed -c ready -- ls /tmp/started");
     let described = s.run("kubectl describe pod probed");
-    for part in [
-        "Liveness probe failed",
-        "Container dies failed liveness probe, will be restarted",
-        "Readiness probe failed",
-    ] {
+    for part in ["Liveness probe failed", "Container dies failed liveness probe, will be restarted"] {
         assert!(described.contains(part), "{part} is not in\n{described}");
     }
     s.run("kubectl delete pod probed");

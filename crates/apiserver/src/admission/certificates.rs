@@ -9,7 +9,7 @@ use x509_parser::prelude::FromDer;
 
 use crate::json::{get, str_at};
 use crate::request::{
-    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo,
+    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, RequestInfo, Validation,
 };
 
 use super::is_about;
@@ -47,11 +47,7 @@ fn is_update_of(r: &AdmissionRequest, subresource: &str) -> bool {
 pub struct Approval(pub Arc<dyn Authorizer>);
 
 #[async_trait]
-impl Plugin for Approval {
-    fn name(&self) -> &'static str {
-        "CertificateApproval"
-    }
-
+impl Validation for Approval {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let signer = str_at(&r.object, &["spec", "signerName"]);
         if !is_update_of(r, "approval") || permitted(&*self.0, r, "approve", signer).await {
@@ -65,11 +61,7 @@ impl Plugin for Approval {
 pub struct Signing(pub Arc<dyn Authorizer>);
 
 #[async_trait]
-impl Plugin for Signing {
-    fn name(&self) -> &'static str {
-        "CertificateSigning"
-    }
-
+impl Validation for Signing {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let part = |path: &[&str]| get(&r.object, path) == get(&r.old_object, path);
         if !is_update_of(r, "status") || (part(&["status", "certificate"]) && part(&["status", "conditions"]))
@@ -100,11 +92,7 @@ fn organizations(request: &str) -> Vec<String> {
 }
 
 #[async_trait]
-impl Plugin for SubjectRestriction {
-    fn name(&self) -> &'static str {
-        "CertificateSubjectRestriction"
-    }
-
+impl Validation for SubjectRestriction {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let signer = str_at(&r.object, &["spec", "signerName"]);
         let create = is_about(r, GROUP, "certificatesigningrequests") && r.operation == Operation::Create;

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::configuration::Configuration;
 use super::is_about;
 use crate::json::{i64_at, list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Objects, Operation, Validation};
 
 /// Buckets kept where the configuration does not say.
 const KEPT: usize = 4096;
@@ -113,11 +113,7 @@ impl Limit {
 }
 
 #[async_trait]
-impl Plugin for EventRateLimit {
-    fn name(&self) -> &'static str {
-        "EventRateLimit"
-    }
-
+impl Validation for EventRateLimit {
     async fn validate(&self, request: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let writes = matches!(request.operation, Operation::Create | Operation::Update);
         let event = is_about(request, "", "events") || is_about(request, "events.k8s.io", "events");

@@ -14,7 +14,7 @@ use super::configuration::Configuration;
 use super::{forbidden, is_about};
 use crate::json::{bool_at, containers, get, i64_at, str_at};
 use crate::outbound::kubeconfig::Remote;
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Objects, Operation, Validation};
 
 /// Answers kept.
 const KEPT: usize = 1024;
@@ -96,11 +96,7 @@ fn spec(request: &AdmissionRequest) -> Value {
 }
 
 #[async_trait]
-impl Plugin for ImagePolicy {
-    fn name(&self) -> &'static str {
-        "ImagePolicyWebhook"
-    }
-
+impl Validation for ImagePolicy {
     async fn validate(&self, request: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let ephemeral = request.resource == "pods" && request.subresource == "ephemeralcontainers";
         let writes = matches!(request.operation, Operation::Create | Operation::Update);

@@ -4,7 +4,7 @@ use async_trait::async_trait;
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::{self, entry, has, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation};
 
 use super::is_about;
 
@@ -12,11 +12,7 @@ use super::is_about;
 pub struct DefaultClass;
 
 #[async_trait]
-impl Plugin for DefaultClass {
-    fn name(&self) -> &'static str {
-        "DefaultIngressClass"
-    }
-
+impl Mutation for DefaultClass {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let create = is_about(r, "networking.k8s.io", "ingresses") && r.operation == Operation::Create;
         let names_one = has(&r.object, &["spec", "ingressClassName"])

@@ -9,7 +9,7 @@ use pilothouse_apimachinery::quantity::{Format, Quantity};
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::{self, get, list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation, Validation};
 
 use super::is_about;
 
@@ -175,11 +175,7 @@ fn claim_faults(range: &Value, claim: &Value) -> Vec<String> {
 }
 
 #[async_trait]
-impl Plugin for LimitRanger {
-    fn name(&self) -> &'static str {
-        "LimitRanger"
-    }
-
+impl Mutation for LimitRanger {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if r.resource != "pods" {
             return Ok(());
@@ -199,7 +195,10 @@ impl Plugin for LimitRanger {
         }
         Ok(())
     }
+}
 
+#[async_trait]
+impl Validation for LimitRanger {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         for range in ranges(r, objects) {
             let mut faults = if r.resource == "pods" {

@@ -18,9 +18,11 @@ pub mod pod_tolerations;
 pub mod pods;
 pub mod policy;
 pub mod priority;
+pub mod reinvocation;
 pub mod resource_quota;
 pub mod runtime_class;
 pub mod service_account;
+pub mod steps;
 pub mod storage;
 pub mod tolerations;
 pub mod webhook;
@@ -33,16 +35,18 @@ use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 
 use self::configuration::Configuration;
+use self::steps::{Parts, Plugins, both, mutates, validates};
 use crate::authorization::rbac::Rbac;
 use crate::authorization::rbac::escalation::Escalation;
 use crate::config::Config;
 use crate::json::{list_at, str_at};
-use crate::request::{AdmissionRequest, Authorizer, Objects, Operation, Plugin};
+use crate::metrics::AdmissionMetrics;
+use crate::request::{AdmissionRequest, Authorizer, Objects, Operation, Validation};
 use crate::state::ServerState;
 
 /// Whether a plug-in is on without a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Default {
+enum State {
     On,
     Off,
     /// On, in releases after 1.20; unknown in 1.20.
@@ -52,53 +56,53 @@ enum Default {
 }
 
 /// All plug-ins in the order in which they act.
-const PLUGINS: &[(&str, Default)] = &[
-    ("AlwaysAdmit", Default::Off),
-    ("NamespaceAutoProvision", Default::Off),
-    ("NamespaceLifecycle", Default::On),
-    ("NamespaceExists", Default::Off),
-    ("SecurityContextDeny", Default::OffIn120),
-    ("LimitPodHardAntiAffinityTopology", Default::Off),
-    ("LimitRanger", Default::On),
-    ("ServiceAccount", Default::On),
-    ("NodeRestriction", Default::Off),
-    ("TaintNodesByCondition", Default::On),
-    ("AlwaysPullImages", Default::Off),
-    ("ImagePolicyWebhook", Default::Off),
-    ("PodSecurity", Default::OnInNewest),
-    ("PodSecurityPolicy", Default::OffIn120),
-    ("PodNodeSelector", Default::Off),
-    ("Priority", Default::On),
-    ("DefaultTolerationSeconds", Default::On),
-    ("PodTolerationRestriction", Default::Off),
-    ("DenyEscalatingExec", Default::OffIn120),
-    ("DenyExecOnPrivileged", Default::OffIn120),
-    ("EventRateLimit", Default::Off),
-    ("ExtendedResourceToleration", Default::Off),
-    ("PersistentVolumeLabel", Default::OffIn120),
-    ("DefaultStorageClass", Default::On),
-    ("StorageObjectInUseProtection", Default::On),
-    ("OwnerReferencesPermissionEnforcement", Default::Off),
-    ("PersistentVolumeClaimResize", Default::On),
-    ("RuntimeClass", Default::On),
-    ("CertificateApproval", Default::On),
-    ("CertificateSigning", Default::On),
-    ("ClusterTrustBundleAttest", Default::OnInNewest),
-    ("CertificateSubjectRestriction", Default::On),
-    ("DefaultIngressClass", Default::On),
-    ("MutatingAdmissionPolicy", Default::OnInNewest),
-    ("MutatingAdmissionWebhook", Default::On),
-    ("ValidatingAdmissionPolicy", Default::OnInNewest),
-    ("ValidatingAdmissionWebhook", Default::On),
-    ("ResourceQuota", Default::On),
-    ("AlwaysDeny", Default::Off),
+const PLUGINS: &[(&str, State)] = &[
+    ("AlwaysAdmit", State::Off),
+    ("NamespaceAutoProvision", State::Off),
+    ("NamespaceLifecycle", State::On),
+    ("NamespaceExists", State::Off),
+    ("SecurityContextDeny", State::OffIn120),
+    ("LimitPodHardAntiAffinityTopology", State::Off),
+    ("LimitRanger", State::On),
+    ("ServiceAccount", State::On),
+    ("NodeRestriction", State::Off),
+    ("TaintNodesByCondition", State::On),
+    ("AlwaysPullImages", State::Off),
+    ("ImagePolicyWebhook", State::Off),
+    ("PodSecurity", State::OnInNewest),
+    ("PodSecurityPolicy", State::OffIn120),
+    ("PodNodeSelector", State::Off),
+    ("Priority", State::On),
+    ("DefaultTolerationSeconds", State::On),
+    ("PodTolerationRestriction", State::Off),
+    ("DenyEscalatingExec", State::OffIn120),
+    ("DenyExecOnPrivileged", State::OffIn120),
+    ("EventRateLimit", State::Off),
+    ("ExtendedResourceToleration", State::Off),
+    ("PersistentVolumeLabel", State::OffIn120),
+    ("DefaultStorageClass", State::On),
+    ("StorageObjectInUseProtection", State::On),
+    ("OwnerReferencesPermissionEnforcement", State::Off),
+    ("PersistentVolumeClaimResize", State::On),
+    ("RuntimeClass", State::On),
+    ("CertificateApproval", State::On),
+    ("CertificateSigning", State::On),
+    ("ClusterTrustBundleAttest", State::OnInNewest),
+    ("CertificateSubjectRestriction", State::On),
+    ("DefaultIngressClass", State::On),
+    ("MutatingAdmissionPolicy", State::OnInNewest),
+    ("MutatingAdmissionWebhook", State::On),
+    ("ValidatingAdmissionPolicy", State::OnInNewest),
+    ("ValidatingAdmissionWebhook", State::On),
+    ("ResourceQuota", State::On),
+    ("AlwaysDeny", State::Off),
 ];
 
-fn known(default: Default, release: Release) -> bool {
-    match default {
-        Default::On | Default::Off => true,
-        Default::OnInNewest => release > Release::V1_20,
-        Default::OffIn120 => release == Release::V1_20,
+fn known(state: State, release: Release) -> bool {
+    match state {
+        State::On | State::Off => true,
+        State::OnInNewest => release > Release::V1_20,
+        State::OffIn120 => release == Release::V1_20,
     }
 }
 
@@ -120,7 +124,7 @@ fn enabled(release: Release, enable: &[String], disable: &[String]) -> Result<Ve
     Ok(PLUGINS
         .iter()
         .filter(|(n, d)| known(*d, release) && !disable.iter().any(|x| x == n))
-        .filter(|(n, d)| matches!(d, Default::On | Default::OnInNewest) || enable.iter().any(|x| x == n))
+        .filter(|(n, d)| matches!(d, State::On | State::OnInNewest) || enable.iter().any(|x| x == n))
         .map(|(n, _)| *n)
         .collect())
 }
@@ -130,19 +134,21 @@ pub fn build(
     config: &Arc<Config>,
     objects: &Arc<dyn Objects>,
     authorizer: &Arc<dyn Authorizer>,
-) -> Result<Vec<Arc<dyn Plugin>>, String> {
-    let mut out: Vec<Arc<dyn Plugin>> = Vec::new();
+    metrics: AdmissionMetrics,
+) -> Result<Plugins, String> {
+    let mut out = Plugins::new(metrics.clone());
     let names = enabled(config.release, &config.enable_admission, &config.disable_admission)?;
-    let hooks = Arc::new(webhook::Webhooks::new(objects.clone(), authorizer.clone(), config.release));
+    let hooks =
+        Arc::new(webhook::Webhooks::new(objects.clone(), authorizer.clone(), config.release, metrics));
     let configuration = match &config.admission_config {
         Some(file) => Configuration::load(file)?,
         None => Configuration::default(),
     };
-    let mut quota: Option<Arc<dyn Plugin>> = None;
+    let mut quota = None;
     for name in names {
         match make(name, config, &configuration, authorizer, &hooks)? {
             Some(plugin) if name == "ResourceQuota" => quota = Some(plugin),
-            Some(plugin) => out.push(plugin),
+            Some(plugin) => out.add(name, plugin),
             None if config.enable_admission.iter().any(|n| n == name) => {
                 tracing::warn!("admission plugin {name} is accepted and has no effect yet");
             }
@@ -151,13 +157,13 @@ pub fn build(
     }
     // Not switched by a flag: Kubernetes' registry does these checks. After all changes, before validation.
     if config.authorization_modes.iter().any(|m| m == "RBAC") {
-        out.push(Arc::new(Escalation {
-            rbac: Arc::new(Rbac::new(objects.clone())),
-            authorizer: authorizer.clone(),
-        }));
+        let rbac = Arc::new(Rbac::new(objects.clone()));
+        out.add("Escalation", mutates(Escalation { rbac, authorizer: authorizer.clone() }));
     }
     // Charges for the object, so it must be the last to have a say.
-    out.extend(quota);
+    if let Some(quota) = quota {
+        out.add("ResourceQuota", quota);
+    }
     Ok(out)
 }
 
@@ -167,7 +173,7 @@ fn make(
     configuration: &Configuration,
     authorizer: &Arc<dyn Authorizer>,
     hooks: &Arc<webhook::Webhooks>,
-) -> Result<Option<Arc<dyn Plugin>>, String> {
+) -> Result<Option<Parts>, String> {
     let newest = config.release > Release::V1_20;
     let policies = || {
         Arc::new(policy::Policies {
@@ -177,51 +183,51 @@ fn make(
         })
     };
     Ok(Some(match name {
-        "AlwaysDeny" => Arc::new(AlwaysDeny),
-        "NamespaceAutoProvision" => Arc::new(namespaces::AutoProvision),
-        "NamespaceLifecycle" => Arc::new(namespaces::Lifecycle),
-        "NamespaceExists" => Arc::new(namespaces::Exists),
-        "SecurityContextDeny" => Arc::new(pods::SecurityContextDeny),
-        "LimitPodHardAntiAffinityTopology" => Arc::new(pods::HardAntiAffinity),
-        "LimitRanger" => Arc::new(limit_ranger::LimitRanger),
-        "ServiceAccount" => Arc::new(service_account::ServiceAccount {
+        "AlwaysDeny" => validates(AlwaysDeny),
+        "NamespaceAutoProvision" => mutates(namespaces::AutoProvision),
+        "NamespaceLifecycle" => mutates(namespaces::Lifecycle),
+        "NamespaceExists" => validates(namespaces::Exists),
+        "SecurityContextDeny" => validates(pods::SecurityContextDeny),
+        "LimitPodHardAntiAffinityTopology" => validates(pods::HardAntiAffinity),
+        "LimitRanger" => both(limit_ranger::LimitRanger),
+        "ServiceAccount" => both(service_account::ServiceAccount {
             bound_tokens: newest
                 || config.feature_gates.get("BoundServiceAccountTokenVolume").is_some_and(|v| v == "true"),
         }),
-        "NodeRestriction" => Arc::new(node_restriction::NodeRestriction { newest }),
-        "TaintNodesByCondition" => Arc::new(pods::TaintNodes),
-        "AlwaysPullImages" => Arc::new(pods::AlwaysPullImages),
-        "PodSecurity" => Arc::new(pod_security::PodSecurity),
-        "PodSecurityPolicy" => Arc::new(pod_security_policy::PodSecurityPolicy(authorizer.clone())),
-        "PodNodeSelector" => Arc::new(pods::NodeSelector::new(configuration)),
-        "PodTolerationRestriction" => Arc::new(pod_tolerations::PodTolerations::new(configuration)),
-        "EventRateLimit" => Arc::new(event_rate_limit::EventRateLimit::new(configuration)?),
-        "ImagePolicyWebhook" => Arc::new(image_policy::ImagePolicy::new(configuration)?),
-        "OwnerReferencesPermissionEnforcement" => Arc::new(owner_references::OwnerReferences {
+        "NodeRestriction" => mutates(node_restriction::NodeRestriction { newest }),
+        "TaintNodesByCondition" => mutates(pods::TaintNodes),
+        "AlwaysPullImages" => mutates(pods::AlwaysPullImages),
+        "PodSecurity" => validates(pod_security::PodSecurity),
+        "PodSecurityPolicy" => both(pod_security_policy::PodSecurityPolicy(authorizer.clone())),
+        "PodNodeSelector" => both(pods::NodeSelector::new(configuration)),
+        "PodTolerationRestriction" => both(pod_tolerations::PodTolerations::new(configuration)),
+        "EventRateLimit" => validates(event_rate_limit::EventRateLimit::new(configuration)?),
+        "ImagePolicyWebhook" => validates(image_policy::ImagePolicy::new(configuration)?),
+        "OwnerReferencesPermissionEnforcement" => validates(owner_references::OwnerReferences {
             authorizer: authorizer.clone(),
             release: config.release,
         }),
-        "Priority" => Arc::new(priority::Priority),
-        "DefaultTolerationSeconds" => Arc::new(tolerations::DefaultSeconds {
+        "Priority" => both(priority::Priority),
+        "DefaultTolerationSeconds" => mutates(tolerations::DefaultSeconds {
             not_ready: config.not_ready_toleration,
             unreachable: config.unreachable_toleration,
         }),
-        "ExtendedResourceToleration" => Arc::new(tolerations::ExtendedResources),
-        "DenyEscalatingExec" => Arc::new(pods::DenyExec { escalating: true }),
-        "DenyExecOnPrivileged" => Arc::new(pods::DenyExec { escalating: false }),
-        "DefaultStorageClass" => Arc::new(storage::DefaultClass { newest }),
-        "StorageObjectInUseProtection" => Arc::new(storage::InUseProtection),
-        "PersistentVolumeClaimResize" => Arc::new(storage::Resize),
-        "RuntimeClass" => Arc::new(runtime_class::RuntimeClass),
-        "CertificateApproval" => Arc::new(certificates::Approval(authorizer.clone())),
-        "CertificateSigning" => Arc::new(certificates::Signing(authorizer.clone())),
-        "CertificateSubjectRestriction" => Arc::new(certificates::SubjectRestriction),
-        "DefaultIngressClass" => Arc::new(ingress::DefaultClass),
-        "MutatingAdmissionWebhook" => Arc::new(webhook::Mutating(hooks.clone())),
-        "ValidatingAdmissionWebhook" => Arc::new(webhook::Validating(hooks.clone())),
-        "MutatingAdmissionPolicy" => Arc::new(policy::mutating::Mutating(policies())),
-        "ValidatingAdmissionPolicy" => Arc::new(policy::validating::Validating(policies())),
-        "ResourceQuota" => Arc::new(resource_quota::ResourceQuota),
+        "ExtendedResourceToleration" => mutates(tolerations::ExtendedResources),
+        "DenyEscalatingExec" => validates(pods::DenyExec { escalating: true }),
+        "DenyExecOnPrivileged" => validates(pods::DenyExec { escalating: false }),
+        "DefaultStorageClass" => mutates(storage::DefaultClass { newest }),
+        "StorageObjectInUseProtection" => mutates(storage::InUseProtection),
+        "PersistentVolumeClaimResize" => validates(storage::Resize),
+        "RuntimeClass" => both(runtime_class::RuntimeClass),
+        "CertificateApproval" => validates(certificates::Approval(authorizer.clone())),
+        "CertificateSigning" => validates(certificates::Signing(authorizer.clone())),
+        "CertificateSubjectRestriction" => validates(certificates::SubjectRestriction),
+        "DefaultIngressClass" => mutates(ingress::DefaultClass),
+        "MutatingAdmissionWebhook" => mutates(webhook::Mutating(hooks.clone())),
+        "ValidatingAdmissionWebhook" => validates(webhook::Validating(hooks.clone())),
+        "MutatingAdmissionPolicy" => mutates(policy::mutating::Mutating(policies())),
+        "ValidatingAdmissionPolicy" => validates(policy::validating::Validating(policies())),
+        "ResourceQuota" => validates(resource_quota::ResourceQuota),
         _ => return Ok(None),
     }))
 }
@@ -255,24 +261,15 @@ pub(crate) fn has_finalizer(object: &Value, name: &str) -> bool {
 
 /// Runs all plug-ins over a request of a special handler: changes first, checks after.
 pub async fn run(state: &ServerState, request: &mut AdmissionRequest) -> Result<(), Status> {
-    for plugin in &state.admission {
-        plugin.admit(request, &*state.objects).await?;
-    }
-    for plugin in &state.admission {
-        plugin.validate(request, &*state.objects).await?;
-    }
-    Ok(())
+    state.admission.admit(request, &*state.objects).await?;
+    state.admission.validate(request, &*state.objects).await
 }
 
 /// Refuses everything.
 struct AlwaysDeny;
 
 #[async_trait]
-impl Plugin for AlwaysDeny {
-    fn name(&self) -> &'static str {
-        "AlwaysDeny"
-    }
-
+impl Validation for AlwaysDeny {
     async fn validate(&self, request: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         Err(forbidden(request, "admission control is denying all modifications"))
     }
@@ -282,7 +279,7 @@ impl Plugin for AlwaysDeny {
 #[cfg(test)]
 pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value) -> AdmissionRequest {
     AdmissionRequest {
-        user: crate::request::UserInfo { name: "u".into(), ..std::default::Default::default() },
+        user: crate::request::UserInfo { name: "u".into(), ..Default::default() },
         group: group.into(),
         version: "v1".into(),
         resource: resource.into(),
@@ -296,6 +293,7 @@ pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value
         options: Value::Null,
         dry_run: false,
         warnings: crate::request::Warnings::default(),
+        reinvocation: Default::default(),
     }
 }
 

@@ -5,7 +5,7 @@ use pilothouse_apimachinery::json::json;
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::str_at;
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation, Validation};
 
 use super::is_about;
 
@@ -16,11 +16,7 @@ const IMMORTAL: [&str; 3] = ["default", "kube-system", "kube-public"];
 pub struct Lifecycle;
 
 #[async_trait]
-impl Plugin for Lifecycle {
-    fn name(&self) -> &'static str {
-        "NamespaceLifecycle"
-    }
-
+impl Mutation for Lifecycle {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if is_about(r, "", "namespaces") {
             if r.operation == Operation::Delete && IMMORTAL.contains(&r.name.as_str()) {
@@ -58,11 +54,7 @@ impl Plugin for Lifecycle {
 pub struct Exists;
 
 #[async_trait]
-impl Plugin for Exists {
-    fn name(&self) -> &'static str {
-        "NamespaceExists"
-    }
-
+impl Validation for Exists {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if r.namespace.is_empty()
             || r.resource == "namespaces"
@@ -78,11 +70,7 @@ impl Plugin for Exists {
 pub struct AutoProvision;
 
 #[async_trait]
-impl Plugin for AutoProvision {
-    fn name(&self) -> &'static str {
-        "NamespaceAutoProvision"
-    }
-
+impl Mutation for AutoProvision {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let skip = r.dry_run
             || r.namespace.is_empty()

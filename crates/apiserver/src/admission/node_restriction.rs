@@ -10,7 +10,7 @@ use pilothouse_apimachinery::status::Status;
 use crate::authorization::node::node_identity;
 use crate::json::{bool_at, get, has, list_at, str_at, strings_at};
 use crate::pod_references::{claims, config_maps, is_mirror, secrets};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation};
 
 /// The plug-in.
 pub struct NodeRestriction {
@@ -298,11 +298,7 @@ fn name(operation: Operation) -> &'static str {
 }
 
 #[async_trait]
-impl Plugin for NodeRestriction {
-    fn name(&self) -> &'static str {
-        "NodeRestriction"
-    }
-
+impl Mutation for NodeRestriction {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let Some(node) = node_identity(&r.user).map(String::from) else { return Ok(()) };
         if node.is_empty() {

@@ -12,7 +12,7 @@ use pilothouse_apimachinery::version::Release;
 use super::forbidden;
 use crate::json::{bool_at, list_at, str_at};
 use crate::request::{
-    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo,
+    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, RequestInfo, Validation,
 };
 
 /// The plug-in.
@@ -64,11 +64,7 @@ impl OwnerReferences {
 }
 
 #[async_trait]
-impl Plugin for OwnerReferences {
-    fn name(&self) -> &'static str {
-        "OwnerReferencesPermissionEnforcement"
-    }
-
+impl Validation for OwnerReferences {
     async fn validate(&self, request: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let writes = matches!(request.operation, Operation::Create | Operation::Update);
         let status_of_pod = request.resource == "pods" && request.subresource == "status";

@@ -6,7 +6,7 @@ use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::{containers, entry, get, has, i64_at, list_at, str_at, texts};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Objects, Operation, Validation};
 
 use super::is_about;
 
@@ -177,11 +177,7 @@ fn restricted(pod: &Value) -> Vec<String> {
 }
 
 #[async_trait]
-impl Plugin for PodSecurity {
-    fn name(&self) -> &'static str {
-        "PodSecurity"
-    }
-
+impl Validation for PodSecurity {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let checked = (is_about(r, "", "pods")
             || (r.resource == "pods" && r.subresource == "ephemeralcontainers"))

@@ -7,7 +7,7 @@ use pilothouse_apimachinery::status::Status;
 use super::configuration::Configuration;
 use super::is_about;
 use crate::json::{containers, entry, get, i64_at, list_at, set, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation, Validation};
 
 const DEFAULTS: &str = "scheduler.alpha.kubernetes.io/defaultTolerations";
 const ALLOWED: &str = "scheduler.alpha.kubernetes.io/tolerationsWhitelist";
@@ -92,11 +92,7 @@ fn concerns(request: &AdmissionRequest) -> bool {
 }
 
 #[async_trait]
-impl Plugin for PodTolerations {
-    fn name(&self) -> &'static str {
-        "PodTolerationRestriction"
-    }
-
+impl Mutation for PodTolerations {
     async fn admit(&self, request: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !concerns(request) {
             return Ok(());
@@ -120,7 +116,10 @@ impl Plugin for PodTolerations {
         }
         self.validate(request, objects).await
     }
+}
 
+#[async_trait]
+impl Validation for PodTolerations {
     async fn validate(&self, request: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let tolerations = list_at(&request.object, &["spec", "tolerations"]);
         if !concerns(request) || tolerations.is_empty() {

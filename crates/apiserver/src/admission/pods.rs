@@ -7,7 +7,7 @@ use pilothouse_apimachinery::json::json;
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::{self, bool_at, containers, containers_mut, entry, get, has, list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation, Validation};
 
 use super::configuration::Configuration;
 use super::{creates_pod, is_about};
@@ -20,11 +20,7 @@ fn writes_pod(r: &AdmissionRequest) -> bool {
 pub struct TaintNodes;
 
 #[async_trait]
-impl Plugin for TaintNodes {
-    fn name(&self) -> &'static str {
-        "TaintNodesByCondition"
-    }
-
+impl Mutation for TaintNodes {
     async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !is_about(r, "", "nodes") || r.operation != Operation::Create {
             return Ok(());
@@ -42,11 +38,7 @@ impl Plugin for TaintNodes {
 pub struct AlwaysPullImages;
 
 #[async_trait]
-impl Plugin for AlwaysPullImages {
-    fn name(&self) -> &'static str {
-        "AlwaysPullImages"
-    }
-
+impl Mutation for AlwaysPullImages {
     async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if writes_pod(r)
             && let Some(spec) = r.object.get_mut("spec")
@@ -63,11 +55,7 @@ impl Plugin for AlwaysPullImages {
 pub struct HardAntiAffinity;
 
 #[async_trait]
-impl Plugin for HardAntiAffinity {
-    fn name(&self) -> &'static str {
-        "LimitPodHardAntiAffinityTopology"
-    }
-
+impl Validation for HardAntiAffinity {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !writes_pod(r) {
             return Ok(());
@@ -129,11 +117,7 @@ impl NodeSelector {
 }
 
 #[async_trait]
-impl Plugin for NodeSelector {
-    fn name(&self) -> &'static str {
-        "PodNodeSelector"
-    }
-
+impl Mutation for NodeSelector {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !creates_pod(r) {
             return Ok(());
@@ -147,7 +131,10 @@ impl Plugin for NodeSelector {
         }
         Ok(())
     }
+}
 
+#[async_trait]
+impl Validation for NodeSelector {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !creates_pod(r) {
             return Ok(());
@@ -167,11 +154,7 @@ impl Plugin for NodeSelector {
 pub struct SecurityContextDeny;
 
 #[async_trait]
-impl Plugin for SecurityContextDeny {
-    fn name(&self) -> &'static str {
-        "SecurityContextDeny"
-    }
-
+impl Validation for SecurityContextDeny {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !writes_pod(r) {
             return Ok(());
@@ -208,11 +191,7 @@ pub struct DenyExec {
 }
 
 #[async_trait]
-impl Plugin for DenyExec {
-    fn name(&self) -> &'static str {
-        if self.escalating { "DenyEscalatingExec" } else { "DenyExecOnPrivileged" }
-    }
-
+impl Validation for DenyExec {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let connect = r.operation == Operation::Connect && r.resource == "pods";
         if !connect || !matches!(r.subresource.as_str(), "exec" | "attach") {

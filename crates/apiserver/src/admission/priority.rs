@@ -6,7 +6,7 @@ use pilothouse_apimachinery::status::Status;
 use std::sync::Arc;
 
 use crate::json::{self, bool_at, get, get_i64, i64_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation, Validation};
 
 use super::{creates_pod, is_about};
 
@@ -72,11 +72,7 @@ impl Priority {
 }
 
 #[async_trait]
-impl Plugin for Priority {
-    fn name(&self) -> &'static str {
-        "Priority"
-    }
-
+impl Mutation for Priority {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if creates_pod(r) {
             return Self::pod(r, objects);
@@ -91,7 +87,10 @@ impl Plugin for Priority {
         }
         Ok(())
     }
+}
 
+#[async_trait]
+impl Validation for Priority {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let write = matches!(r.operation, Operation::Create | Operation::Update);
         if !is_about(r, GROUP, "priorityclasses") || !write || !bool_at(&r.object, &["globalDefault"]) {

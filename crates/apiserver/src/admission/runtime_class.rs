@@ -7,7 +7,7 @@ use std::sync::Arc;
 use pilothouse_apimachinery::json::Value;
 
 use crate::json::{self, get, has, list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Validation};
 
 use super::creates_pod;
 
@@ -32,11 +32,7 @@ async fn class(r: &AdmissionRequest, objects: &dyn Objects) -> Result<Option<Arc
 }
 
 #[async_trait]
-impl Plugin for RuntimeClass {
-    fn name(&self) -> &'static str {
-        "RuntimeClass"
-    }
-
+impl Mutation for RuntimeClass {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !creates_pod(r) {
             return Ok(());
@@ -74,7 +70,10 @@ impl Plugin for RuntimeClass {
         }
         Ok(())
     }
+}
 
+#[async_trait]
+impl Validation for RuntimeClass {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !creates_pod(r) || !has(&r.object, &["spec", "overhead"]) {
             return Ok(());

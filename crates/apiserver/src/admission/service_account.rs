@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use crate::json::{self, entry, get, has, list_at, str_at};
 use crate::pod_references::{is_mirror, secrets};
-use crate::request::{AdmissionRequest, Objects, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Validation};
 
 use super::creates_pod;
 
@@ -170,11 +170,7 @@ fn unmountable(account: &Value, pod: &Value) -> Option<String> {
 }
 
 #[async_trait]
-impl Plugin for ServiceAccount {
-    fn name(&self) -> &'static str {
-        "ServiceAccount"
-    }
-
+impl Mutation for ServiceAccount {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !creates_pod(r) || is_mirror(&r.object) {
             return Ok(());
@@ -206,7 +202,10 @@ impl Plugin for ServiceAccount {
             None => Ok(()),
         }
     }
+}
 
+#[async_trait]
+impl Validation for ServiceAccount {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !creates_pod(r) || !is_mirror(&r.object) {
             return Ok(());

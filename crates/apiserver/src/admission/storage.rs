@@ -6,7 +6,7 @@ use pilothouse_apimachinery::quantity::Quantity;
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::{self, bool_at, entry, has, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation, Validation};
 
 use super::{has_finalizer, is_about};
 
@@ -23,11 +23,7 @@ fn is_default(class: &Value) -> bool {
 }
 
 #[async_trait]
-impl Plugin for DefaultClass {
-    fn name(&self) -> &'static str {
-        "DefaultStorageClass"
-    }
-
+impl Mutation for DefaultClass {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let names_one = has(&r.object, &["spec", "storageClassName"])
             || entry(&r.object, &["metadata", "annotations"], "volume.beta.kubernetes.io/storage-class")
@@ -58,11 +54,7 @@ impl Plugin for DefaultClass {
 pub struct InUseProtection;
 
 #[async_trait]
-impl Plugin for InUseProtection {
-    fn name(&self) -> &'static str {
-        "StorageObjectInUseProtection"
-    }
-
+impl Mutation for InUseProtection {
     async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let finalizer = match r.resource.as_str() {
             "persistentvolumeclaims" => "kubernetes.io/pvc-protection",
@@ -85,11 +77,7 @@ fn size(claim: &Value) -> Option<Quantity> {
 }
 
 #[async_trait]
-impl Plugin for Resize {
-    fn name(&self) -> &'static str {
-        "PersistentVolumeClaimResize"
-    }
-
+impl Validation for Resize {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !is_about(r, "", "persistentvolumeclaims") || r.operation != Operation::Update {
             return Ok(());

@@ -7,7 +7,7 @@ use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::status::Status;
 
 use crate::json::{self, containers, get, list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects, Operation};
 
 use super::is_about;
 
@@ -34,11 +34,7 @@ fn tolerates(pod: &Value, key: &str) -> bool {
 }
 
 #[async_trait]
-impl Plugin for DefaultSeconds {
-    fn name(&self) -> &'static str {
-        "DefaultTolerationSeconds"
-    }
-
+impl Mutation for DefaultSeconds {
     async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !writes_pod(r) {
             return Ok(());
@@ -64,11 +60,7 @@ fn is_extended(name: &str) -> bool {
 }
 
 #[async_trait]
-impl Plugin for ExtendedResources {
-    fn name(&self) -> &'static str {
-        "ExtendedResourceToleration"
-    }
-
+impl Mutation for ExtendedResources {
     async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         if !writes_pod(r) {
             return Ok(());

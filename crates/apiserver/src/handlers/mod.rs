@@ -137,35 +137,20 @@ impl Call {
             options,
             dry_run,
             warnings: Default::default(),
+            reinvocation: Default::default(),
         }
     }
 
     /// Lets the plug-ins change the object, or refuse it.
     pub async fn admit(&self, request: &mut AdmissionRequest) -> Result<(), Status> {
-        let started = std::time::Instant::now();
-        let mut outcome = Ok(());
-        for plugin in &self.state.admission {
-            outcome = plugin.admit(request, &*self.state.objects).await;
-            if outcome.is_err() {
-                break;
-            }
-        }
-        self.state.metrics.admitted("admit", request.operation, outcome.is_err(), started.elapsed());
+        let outcome = self.state.admission.admit(request, &*self.state.objects).await;
         self.note(request);
         outcome
     }
 
     /// Lets the plug-ins refuse the object.
     pub async fn validate(&self, request: &AdmissionRequest) -> Result<(), Status> {
-        let started = std::time::Instant::now();
-        let mut outcome = Ok(());
-        for plugin in &self.state.admission {
-            outcome = plugin.validate(request, &*self.state.objects).await;
-            if outcome.is_err() {
-                break;
-            }
-        }
-        self.state.metrics.admitted("validate", request.operation, outcome.is_err(), started.elapsed());
+        let outcome = self.state.admission.validate(request, &*self.state.objects).await;
         self.note(request);
         outcome
     }
@@ -311,8 +296,9 @@ pub async fn handle(
         return Err(negotiate::method_not_allowed());
     };
     let namespace = if endpoint.resource.namespaced { info.namespace.clone() } else { String::new() };
-    if let Some(warning) = deprecation::warning(state.release, &endpoint.resource) {
-        context.warn(warning);
+    if let Some(deprecated) = deprecation::deprecated(state.release, &endpoint.resource) {
+        state.metrics.deprecated(info, deprecated.removed);
+        context.warn(deprecated.warning);
     }
     let verb = info.verb.clone();
     let call = Call { state, context, endpoint, namespace, subresource, raw: Mutex::new(None) };

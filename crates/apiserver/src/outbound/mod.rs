@@ -37,6 +37,9 @@ pub struct Target {
     pub tls: Option<Arc<rustls::ClientConfig>>,
 }
 
+/// How long a connection may take to be made, as in Kubernetes' clients; what is asked over it may be due earlier.
+const DIAL: Duration = Duration::from_secs(30);
+
 /// Why there is no answer. The text is close to Go's (`dial tcp 1.2.3.4:10250: connect: connection refused`).
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -139,7 +142,7 @@ impl Target {
         }
         let request = request.body(full(body)).map_err(|e| Error::Http(e.to_string()))?;
         let exchange = async {
-            let response = self.send(request, limit).await?;
+            let response = self.send(request, DIAL).await?;
             let status = response.status();
             let body = Limited::new(response.into_body(), max).collect().await;
             Ok((status, body.map_err(|e| Error::Http(e.to_string()))?.to_bytes()))
@@ -152,7 +155,7 @@ impl Target {
         let request =
             http::Request::get(path).body(full(Bytes::new())).map_err(|e| Error::Http(e.to_string()))?;
         let exchange = async {
-            let response = self.send(request, limit).await?;
+            let response = self.send(request, DIAL).await?;
             let status = response.status();
             let body = Limited::new(response.into_body(), 1 << 16).collect().await;
             let body = body.map_err(|e| Error::Http(e.to_string()))?.to_bytes();

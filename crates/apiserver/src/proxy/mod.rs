@@ -51,6 +51,7 @@ async fn admit(
         options: Value::Null,
         dry_run: false,
         warnings: Default::default(),
+        reinvocation: Default::default(),
     };
     admission::run(state, &mut request).await
 }

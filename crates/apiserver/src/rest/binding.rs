@@ -112,6 +112,7 @@ async fn bind(
         options: Value::Null,
         dry_run: context.param("dryRun") == Some("All"),
         warnings: Default::default(),
+        reinvocation: Default::default(),
     };
     admission::run(&state, &mut request).await?;
     let now = Timestamp::now().rfc3339();

@@ -115,6 +115,7 @@ async fn evict(
         options: Value::Null,
         dry_run,
         warnings: Default::default(),
+        reinvocation: Default::default(),
     };
     admission::run(&state, &mut request).await?;
     if !serves_nobody(&pod) {

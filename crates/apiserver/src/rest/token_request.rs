@@ -128,6 +128,7 @@ async fn create(
         options: Value::Null,
         dry_run: context.param("dryRun") == Some("All"),
         warnings: Default::default(),
+        reinvocation: Default::default(),
     };
     admission::run(&state, &mut request).await?;
     let mut object = request.object;

@@ -14,3 +14,4 @@ mod extension;
 mod server;
 mod side_by_side;
 mod switches;
+mod webhooks;

@@ -16,7 +16,8 @@ use pilothouse_apimachinery::status::Status;
 
 use crate::json::{get, set, str_at};
 use crate::request::{
-    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo, UserInfo,
+    AdmissionRequest, Attributes, Authorizer, Decision, Mutation, Objects, Operation, RequestInfo, UserInfo,
+    Validation,
 };
 
 use super::is_about;
@@ -153,11 +154,7 @@ fn refused(request: &AdmissionRequest, verb: &str, errors: &ErrorList) -> Status
 }
 
 #[async_trait]
-impl Plugin for PodSecurityPolicy {
-    fn name(&self) -> &'static str {
-        "PodSecurityPolicy"
-    }
-
+impl Mutation for PodSecurityPolicy {
     async fn admit(&self, request: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !super::creates_pod(request) {
             return Ok(());
@@ -172,7 +169,10 @@ impl Plugin for PodSecurityPolicy {
             Ok(Verdict::Refused(errors)) => Err(refused(request, "admit", &errors)),
         }
     }
+}
 
+#[async_trait]
+impl Validation for PodSecurityPolicy {
     async fn validate(&self, request: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let writes = matches!(request.operation, Operation::Create | Operation::Update);
         if !is_about(request, "", "pods") || !writes {

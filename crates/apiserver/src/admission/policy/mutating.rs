@@ -10,7 +10,7 @@ use pilothouse_apimachinery::status::Status;
 use super::{Invocation, OUT_OF_BUDGET, Policies};
 use crate::admission::expressions::{Asked, Evaluation, Outcome, POLICY_BUDGET};
 use crate::json::{list_at, str_at};
-use crate::request::{AdmissionRequest, Objects, Plugin};
+use crate::request::{AdmissionRequest, Mutation, Objects};
 
 /// The plug-in.
 pub struct Mutating(pub Arc<Policies>);
@@ -84,12 +84,11 @@ impl Mutating {
     }
 }
 
-#[async_trait]
-impl Plugin for Mutating {
-    fn name(&self) -> &'static str {
-        "MutatingAdmissionPolicy"
-    }
+/// The plug-in under whose name it is noted who is asked again.
+const PLUGIN: &str = "MutatingAdmissionPolicy";
 
+#[async_trait]
+impl Mutation for Mutating {
     async fn admit(&self, r: &mut AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let of = ("mutatingadmissionpolicies", "mutatingadmissionpolicybindings");
         let (invocations, faults) = self.0.invocations(of.0, of.1, r, objects).await;
@@ -101,24 +100,25 @@ impl Plugin for Mutating {
             })
             .collect();
         let asked = Asked::new(self.0.authorizer.clone(), r.user.clone());
-        // Who was asked before the last change may want to see its outcome.
-        let mut last_change = None;
-        for (i, invocation) in invocations.iter().enumerate() {
+        r.reinvocation.begin(PLUGIN, &r.object);
+        for invocation in &invocations {
+            let of = |v: &Value| str_at(v, &["metadata", "name"]).to_string();
+            let param = str_at(&invocation.param, &["metadata", "uid"]);
+            let id = format!("{}/{}/{param}", of(&invocation.policy), of(&invocation.binding));
+            if r.reinvocation.skips(PLUGIN, &id) {
+                continue;
+            }
             match self.mutate(invocation, r, objects, &asked).await {
-                Ok(true) => last_change = Some(i),
-                Ok(false) => {}
+                Ok(changed) => {
+                    let policy = str_at(&invocation.policy, &["spec", "reinvocationPolicy"]);
+                    r.reinvocation.asked(PLUGIN, &id, changed, policy == "IfNeeded");
+                }
                 Err(why) => {
                     refusals.extend(Refusal::of(&invocation.policy, &invocation.binding, "Invalid", why));
                 }
             }
         }
-        for invocation in invocations.iter().take(last_change.unwrap_or(0)) {
-            if str_at(&invocation.policy, &["spec", "reinvocationPolicy"]) == "IfNeeded"
-                && let Err(why) = self.mutate(invocation, r, objects, &asked).await
-            {
-                refusals.extend(Refusal::of(&invocation.policy, &invocation.binding, "Invalid", why));
-            }
-        }
+        r.reinvocation.end(PLUGIN, &r.object);
         let Some(first) = refusals.first() else { return Ok(()) };
         let mut status = crate::admission::forbidden(r, "admission request denied by policy");
         status.message = first.text();
@@ -167,7 +167,7 @@ mod tests {
             json!({"metadata": {"name": "b"}, "spec": {"policyName": "p"}}),
         );
         let plugin = Mutating(Arc::new(Policies {
-            webhooks: Arc::new(Webhooks::new(objects.clone(), Arc::new(No), NEWEST)),
+            webhooks: Arc::new(Webhooks::new(objects.clone(), Arc::new(No), NEWEST, Default::default())),
             authorizer: Arc::new(No),
             programs: Programs::default(),
         }));

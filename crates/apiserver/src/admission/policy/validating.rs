@@ -11,7 +11,7 @@ use pilothouse_apimachinery::status::Status;
 use super::{Compiled, OUT_OF_BUDGET, Policies};
 use crate::admission::expressions::{Asked, Evaluation, Input, Outcome, POLICY_BUDGET};
 use crate::json::{list_at, str_at, texts};
-use crate::request::{AdmissionRequest, Objects, Plugin};
+use crate::request::{AdmissionRequest, Objects, Validation};
 
 /// The longest message that an expression may give.
 const MAX_MESSAGE: usize = 5 * 1024;
@@ -199,11 +199,7 @@ impl Findings {
 }
 
 #[async_trait]
-impl Plugin for Validating {
-    fn name(&self) -> &'static str {
-        "ValidatingAdmissionPolicy"
-    }
-
+impl Validation for Validating {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         let of = ("validatingadmissionpolicies", "validatingadmissionpolicybindings");
         let (invocations, faults) = self.0.invocations(of.0, of.1, r, objects).await;
@@ -283,7 +279,12 @@ mod tests {
         );
         change(&mut r);
         let plugin = Validating(Arc::new(Policies {
-            webhooks: Arc::new(Webhooks::new(objects.clone(), Arc::new(OnlyRoot), NEWEST)),
+            webhooks: Arc::new(Webhooks::new(
+                objects.clone(),
+                Arc::new(OnlyRoot),
+                NEWEST,
+                Default::default(),
+            )),
             authorizer: Arc::new(OnlyRoot),
             programs: Programs::default(),
         }));

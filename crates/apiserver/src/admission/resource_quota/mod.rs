@@ -12,7 +12,7 @@ use pilothouse_apimachinery::status::Status;
 
 use self::usage::{Amounts, amounts};
 use crate::json::{get, set, str_at};
-use crate::request::{AdmissionRequest, Objects, Operation, Plugin};
+use crate::request::{AdmissionRequest, Objects, Operation, Validation};
 
 /// The plug-in.
 pub struct ResourceQuota;
@@ -98,11 +98,7 @@ fn charged(mut all: Vec<Arc<Value>>, r: &AdmissionRequest) -> Vec<Arc<Value>> {
 }
 
 #[async_trait]
-impl Plugin for ResourceQuota {
-    fn name(&self) -> &'static str {
-        "ResourceQuota"
-    }
-
+impl Validation for ResourceQuota {
     async fn validate(&self, r: &AdmissionRequest, objects: &dyn Objects) -> Result<(), Status> {
         if !is_counted(r) {
             return Ok(());

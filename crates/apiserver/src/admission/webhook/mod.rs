@@ -5,6 +5,7 @@ pub mod call;
 pub mod rules;
 
 use std::sync::Arc;
+use std::time::Instant;
 
 use async_trait::async_trait;
 use futures::future::join_all;
@@ -18,8 +19,9 @@ use self::call::Answer;
 use self::rules::GroupVersion;
 use super::expressions::{Asked, Input, Programs, conditions_hold};
 use crate::json::{bool_at, list_at, str_at};
+use crate::metrics::{AdmissionMetrics, StepLabels};
 use crate::outbound::webhook::Clients;
-use crate::request::{AdmissionRequest, Authorizer, Objects, Plugin};
+use crate::request::{AdmissionRequest, Authorizer, Mutation, Objects, Validation};
 
 /// The group of webhooks' and policies' configurations.
 pub const GROUP: &str = "admissionregistration.k8s.io";
@@ -31,6 +33,7 @@ pub struct Webhooks {
     programs: Programs,
     scheme: Scheme,
     clients: Clients,
+    metrics: AdmissionMetrics,
 }
 
 /// Changes objects by webhooks.
@@ -38,30 +41,53 @@ pub struct Mutating(pub Arc<Webhooks>);
 /// Refuses objects by webhooks.
 pub struct Validating(pub Arc<Webhooks>);
 
-/// What became of a call.
-enum Outcome {
-    Answered(Answer),
-    /// The call failed, and that is to be ignored.
-    Ignored,
+/// One webhook of a configuration.
+struct Webhook {
+    /// Its configuration's name and its place there.
+    id: String,
+    settings: Value,
 }
+
+/// The kind of error in metrics where a webhook has refused a request.
+const NO_ERROR: &str = "no_error";
+
+/// The plug-in under whose name it is noted who is asked again.
+const MUTATING: &str = "MutatingAdmissionWebhook";
 
 impl Webhooks {
     /// Webhooks that are configured in `objects`.
-    pub fn new(objects: Arc<dyn Objects>, authorizer: Arc<dyn Authorizer>, release: Release) -> Webhooks {
+    pub fn new(
+        objects: Arc<dyn Objects>,
+        authorizer: Arc<dyn Authorizer>,
+        release: Release,
+        metrics: AdmissionMetrics,
+    ) -> Webhooks {
         Webhooks {
             objects,
             authorizer,
             programs: Programs::default(),
             scheme: Scheme::new(release),
             clients: Clients::default(),
+            metrics,
         }
     }
 
-    /// All webhooks of a kind of configuration: configurations by name, webhooks in their order.
-    fn configured(&self, resource: &str) -> Vec<Value> {
+    /// All webhooks of a kind of configuration that are asked about a request: configurations by name, webhooks in
+    /// their order.
+    fn configured(&self, resource: &str, r: &AdmissionRequest) -> Vec<Webhook> {
+        if self.objects.revision(GROUP, resource) == 0 || !Self::concerns(r) {
+            return Vec::new();
+        }
         let mut all = self.objects.list(GROUP, resource, "");
         all.sort_by(|a, b| str_at(a, &["metadata", "name"]).cmp(str_at(b, &["metadata", "name"])));
-        all.iter().flat_map(|c| list_at(c, &["webhooks"]).to_vec()).collect()
+        let webhooks = |configuration: Arc<Value>| {
+            let of = str_at(&configuration, &["metadata", "name"]).to_string();
+            let all = list_at(&configuration, &["webhooks"]).to_vec();
+            all.into_iter()
+                .enumerate()
+                .map(move |(i, settings)| Webhook { id: format!("{of}/{i}"), settings })
+        };
+        all.into_iter().flat_map(webhooks).collect()
     }
 
     /// Whether webhooks are asked at all: never about their own configuration.
@@ -145,13 +171,15 @@ impl Webhooks {
         Ok(object)
     }
 
-    /// Calls a webhook, if it wants the request. With the group and version in which the object was sent.
+    /// Calls a webhook, if it wants the request. With the group and version in which the object was sent. `step` is
+    /// as metrics name it.
     async fn ask(
         &self,
         webhook: &Value,
         r: &AdmissionRequest,
         others: &[GroupVersion],
-    ) -> Result<Option<(GroupVersion, Outcome)>, Status> {
+        step: &'static str,
+    ) -> Result<Option<(GroupVersion, Answer)>, Status> {
         let Some(seen) = rules::version(webhook, r, others) else { return Ok(None) };
         if !rules::selected(webhook, r, &*self.objects) {
             return Ok(None);
@@ -177,24 +205,39 @@ impl Webhooks {
         if r.dry_run && !matches!(str_at(webhook, &["sideEffects"]), "None" | "NoneOnDryRun") {
             return Err(Status::bad_request(format!("admission webhook {name:?} does not support dry run")));
         }
+        let began = Instant::now();
         let result = match call::review(webhook, r, &seen, object, old) {
             Some(review) => call::call(&self.clients, webhook, &*self.objects, &review).await,
             None => Err("webhook does not accept known AdmissionReview versions (v1, v1beta1)".into()),
         };
-        match result {
+        let outcome = match result {
             Ok(answer) => {
                 answer.warnings.iter().for_each(|text| r.warnings.add(text));
                 for (key, value) in &answer.annotations {
                     r.warnings.annotate(&format!("{name}/{key}"), value);
                 }
-                Ok(Some((seen, Outcome::Answered(answer))))
+                if answer.allowed {
+                    Ok(Some((seen, answer)))
+                } else {
+                    Err((call::denial(name, &answer.status), NO_ERROR))
+                }
             }
             Err(why) if str_at(webhook, &["failurePolicy"]) == "Ignore" => {
                 tracing::warn!("Failed calling webhook, failing open {name}: {why}");
-                Ok(Some((seen, Outcome::Ignored)))
+                Ok(None)
             }
-            Err(why) => Err(Status::internal(format!("failed calling webhook {name:?}: {why}"))),
-        }
+            Err(why) => Err((
+                Status::internal(format!("failed calling webhook {name:?}: {why}")),
+                "calling_webhook_error",
+            )),
+        };
+        let labels = StepLabels { r#type: step, operation: r.operation, rejected: outcome.is_err() };
+        self.metrics.webhook(name, labels, began.elapsed());
+        outcome.map_err(|(refusal, error)| {
+            let code = if error == NO_ERROR { refusal.code } else { 0 };
+            self.metrics.rejected(name, labels, error, code);
+            refusal
+        })
     }
 
     /// Lets one webhook change the request's object; whether it has.
@@ -204,12 +247,7 @@ impl Webhooks {
         r: &mut AdmissionRequest,
         others: &[GroupVersion],
     ) -> Result<bool, Status> {
-        let name = str_at(webhook, &["name"]).to_string();
-        let Some((seen, outcome)) = self.ask(webhook, r, others).await? else { return Ok(false) };
-        let Outcome::Answered(answer) = outcome else { return Ok(false) };
-        if !answer.allowed {
-            return Err(call::denial(&name, &answer.status));
-        }
+        let Some((seen, answer)) = self.ask(webhook, r, others, "admit").await? else { return Ok(false) };
         let Some(patch) = answer.patch.filter(|_| !r.object.is_null()) else { return Ok(false) };
         let before = self.versioned(r, &seen, &r.object).await.map_err(Status::internal)?;
         let changed =
@@ -222,58 +260,38 @@ impl Webhooks {
 }
 
 #[async_trait]
-impl Plugin for Mutating {
-    fn name(&self) -> &'static str {
-        "MutatingAdmissionWebhook"
-    }
-
+impl Mutation for Mutating {
     async fn admit(&self, r: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
-        if self.0.objects.revision(GROUP, "mutatingwebhookconfigurations") == 0 || !Webhooks::concerns(r) {
-            return Ok(());
-        }
-        let webhooks = self.0.configured("mutatingwebhookconfigurations");
+        let webhooks = self.0.configured("mutatingwebhookconfigurations", r);
         if webhooks.is_empty() {
             return Ok(());
         }
         let others = self.0.others(r);
-        // Who was called before the last change may want to see its outcome.
-        let mut last_change = None;
-        for (i, webhook) in webhooks.iter().enumerate() {
-            if self.0.mutate(webhook, r, &others).await? {
-                last_change = Some(i);
+        r.reinvocation.begin(MUTATING, &r.object);
+        for Webhook { id, settings } in &webhooks {
+            if r.reinvocation.skips(MUTATING, id) {
+                continue;
             }
+            let changed = self.0.mutate(settings, r, &others).await?;
+            let if_needed = str_at(settings, &["reinvocationPolicy"]) == "IfNeeded";
+            r.reinvocation.asked(MUTATING, id, changed, if_needed);
         }
-        for webhook in webhooks.iter().take(last_change.unwrap_or(0)) {
-            if str_at(webhook, &["reinvocationPolicy"]) == "IfNeeded" {
-                self.0.mutate(webhook, r, &others).await?;
-            }
-        }
+        r.reinvocation.end(MUTATING, &r.object);
         Ok(())
     }
 }
 
 #[async_trait]
-impl Plugin for Validating {
-    fn name(&self) -> &'static str {
-        "ValidatingAdmissionWebhook"
-    }
-
+impl Validation for Validating {
     async fn validate(&self, r: &AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
-        if self.0.objects.revision(GROUP, "validatingwebhookconfigurations") == 0 || !Webhooks::concerns(r) {
-            return Ok(());
-        }
-        let webhooks = self.0.configured("validatingwebhookconfigurations");
+        let webhooks = self.0.configured("validatingwebhookconfigurations", r);
         if webhooks.is_empty() {
             return Ok(());
         }
         let others = self.0.others(r);
-        let answers = join_all(webhooks.iter().map(|w| self.0.ask(w, r, &others))).await;
-        for (webhook, answer) in webhooks.iter().zip(answers) {
-            if let Some((_, Outcome::Answered(answer))) = answer?
-                && !answer.allowed
-            {
-                return Err(call::denial(str_at(webhook, &["name"]), &answer.status));
-            }
+        let asked = webhooks.iter().map(|w| self.0.ask(&w.settings, r, &others, "validating"));
+        for answer in join_all(asked).await {
+            answer?;
         }
         Ok(())
     }

@@ -10,7 +10,7 @@ use super::rules::{Rule, compact, missing, quoted, show};
 use super::{GROUP, Rbac};
 use crate::json::{list_at, str_at};
 use crate::request::{
-    AdmissionRequest, Attributes, Authorizer, Decision, Objects, Operation, Plugin, RequestInfo, UserInfo,
+    AdmissionRequest, Attributes, Authorizer, Decision, Mutation, Objects, Operation, RequestInfo, UserInfo,
 };
 
 /// Checks writes of roles and bindings. Not one of Kubernetes' admission plug-ins (there the registry does it), but it
@@ -124,11 +124,7 @@ fn only_garbage_collection(new: &Value, old: &Value) -> bool {
 }
 
 #[async_trait]
-impl Plugin for Escalation {
-    fn name(&self) -> &'static str {
-        "RBACEscalation"
-    }
-
+impl Mutation for Escalation {
     async fn admit(&self, request: &mut AdmissionRequest, _objects: &dyn Objects) -> Result<(), Status> {
         let write = matches!(request.operation, Operation::Create | Operation::Update);
         if request.group != GROUP || !write || !request.subresource.is_empty() {
