@@ -8,7 +8,7 @@ use pilothouse_api::apply::set::Set;
 use pilothouse_api::apply::{FieldManager, Type};
 use pilothouse_api::convert::{parse_api_version, set_api_version};
 use pilothouse_api::scheme::{Resource, Scheme};
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 
@@ -40,16 +40,6 @@ pub fn type_of(resource: &Resource) -> Type<'_> {
     }
 }
 
-/// The empty object of a resource in its version.
-fn empty(resource: &Resource) -> Value {
-    let mut object = json!({"apiVersion": &*resource.api_version, "kind": &*resource.kind});
-    if !resource.is_custom() {
-        object["metadata"] = json!({});
-        resource.canonicalize(&mut object);
-    }
-    object
-}
-
 /// How often an operation is done again because a webhook was to convert something first.
 const CONVERSIONS: usize = 16;
 
@@ -76,7 +66,7 @@ async fn managed<T>(
     scheme: &Scheme,
     endpoint: &Endpoint,
     subresource: &str,
-    work: impl Fn(&FieldManager<'_>, &Value) -> T,
+    work: impl Fn(&FieldManager<'_>) -> T,
 ) -> Result<T, Status> {
     let mut conversions = Conversions::default();
     for _ in 0..CONVERSIONS {
@@ -98,7 +88,7 @@ fn with_manager<T>(
     resource: &Resource,
     subresource: &str,
     conversions: &Conversions,
-    work: impl Fn(&FieldManager<'_>, &Value) -> T,
+    work: impl Fn(&FieldManager<'_>) -> T,
 ) -> T {
     // The resource in all its versions, looked for where somebody manages fields in another one.
     let others: OnceCell<Vec<Arc<Resource>>> = OnceCell::new();
@@ -129,7 +119,6 @@ fn with_manager<T>(
         }
         Some((type_of(target), object))
     };
-    let empty = empty(resource);
     // Kubernetes records subresources since v1.22, and resets their fields since then, too.
     let modern = resource.release > Release::V1_20;
     let reset = match subresource {
@@ -142,12 +131,12 @@ fn with_manager<T>(
         subresource: if modern { subresource } else { "" },
         ignore_request_fields: !subresource.is_empty(),
         type_: type_of(resource),
-        empty: &empty,
+        empty: resource.empty(),
         reset,
         now: lifecycle::now(),
         convert: &convert,
     };
-    work(&manager, &empty)
+    work(&manager)
 }
 
 /// An object of the hub version as the request's version shows it; not copied where that is the same.
@@ -179,8 +168,8 @@ pub async fn track(
     let mut shown = if is_hub { std::mem::take(&mut object) } else { object.clone() };
     let empties = if is_hub { Empties::of(&shown) } else { Empties::default() };
     resource.from_hub(&mut shown);
-    let entries = managed(scheme, endpoint, subresource, |m, empty| {
-        let live = live.map_or(Cow::Borrowed(empty), |live| self::shown(endpoint, live));
+    let entries = managed(scheme, endpoint, subresource, |m| {
+        let live = live.map_or(Cow::Borrowed(m.empty), |live| self::shown(endpoint, live));
         m.update(&live, &shown, manager)
     })
     .await?;
@@ -205,8 +194,8 @@ pub async fn apply(
     force: bool,
 ) -> Result<Value, Status> {
     let scheme = call.state.registry.scheme();
-    managed(&scheme, &call.endpoint, call.subresource, |m, empty| {
-        m.apply(live.unwrap_or(empty), config, manager, force)
+    managed(&scheme, &call.endpoint, call.subresource, |m| {
+        m.apply(live.unwrap_or(m.empty), config, manager, force)
     })
     .await?
 }

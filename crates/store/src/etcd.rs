@@ -14,8 +14,8 @@ use std::time::Duration;
 use async_trait::async_trait;
 use bytes::Bytes;
 use etcd_client::{
-    Certificate, CompactionOptions, Compare, CompareOp, ConnectOptions, GetOptions, Identity, PutOptions,
-    TlsOptions, Txn, TxnOp,
+    Certificate, CompactionOptions, Compare, CompareOp, GetOptions, Identity, PutOptions, TlsOptions, Txn,
+    TxnOp,
 };
 
 use self::convert::{i64_of, revision_of};
@@ -58,8 +58,7 @@ impl EtcdStore {
     /// Prepares connections; they are made when they are needed, so etcd need not run yet. Fails with
     /// [`Error::Broken`] on a bad URL or file. Needs a tokio runtime.
     pub async fn connect(config: EtcdConfig) -> Result<Arc<Self>, Error> {
-        let options = connect_options(&config)?;
-        let endpoints = Endpoints::new(&config.endpoints, options).await?;
+        let endpoints = Endpoints::new(&config.endpoints, &tls_options(&config)?).await?;
         let probe = format!("{}/health", config.prefix.trim_end_matches('/')).into_bytes();
         Ok(Arc::new(EtcdStore { endpoints, leases: Leases::default(), probe }))
     }
@@ -134,7 +133,8 @@ impl EtcdStore {
     }
 }
 
-fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, Error> {
+/// How endpoints with `https` are spoken to.
+fn tls_options(config: &EtcdConfig) -> Result<TlsOptions, Error> {
     let read = |path: &PathBuf, label: &str| {
         let fault = |why: String| Error::Broken(format!("etcd: {}: {why}", path.display()));
         let text = std::fs::read_to_string(path).map_err(|e| fault(e.to_string()))?;
@@ -142,30 +142,18 @@ fn connect_options(config: &EtcdConfig) -> Result<ConnectOptions, Error> {
         if found { Ok(text) } else { Err(fault(format!("there is no {} in it", label.to_lowercase()))) }
     };
     const CERTIFICATE: &str = "CERTIFICATE";
-    // Pings find a peer that is gone without a word; etcd refuses them more often than every five seconds, and while
-    // nothing is under way.
-    let options = ConnectOptions::new()
-        .with_keep_alive(Duration::from_secs(10), Duration::from_secs(5))
-        .with_keep_alive_while_idle(false)
-        .with_connect_timeout(Duration::from_secs(3))
-        .with_tcp_keepalive(Duration::from_secs(30))
-        .with_require_leader(true);
     let (ca, cert, key) = (&config.ca_file, &config.cert_file, &config.key_file);
-    if ca.is_none() && cert.is_none() && !config.endpoints.iter().any(|e| e.starts_with("https://")) {
-        return Ok(options);
-    }
     let mut tls = TlsOptions::new();
     if let Some(ca) = ca {
         tls = tls.ca_certificate(Certificate::from_pem(read(ca, CERTIFICATE)?));
     }
     match (cert, key) {
         (Some(cert), Some(key)) => {
-            tls = tls.identity(Identity::from_pem(read(cert, CERTIFICATE)?, read(key, "PRIVATE KEY")?))
+            Ok(tls.identity(Identity::from_pem(read(cert, CERTIFICATE)?, read(key, "PRIVATE KEY")?)))
         }
-        (None, None) => {}
-        _ => return Err(Error::Broken("etcd: a client certificate and its key go together".into())),
+        (None, None) => Ok(tls),
+        _ => Err(Error::Broken("etcd: a client certificate and its key go together".into())),
     }
-    Ok(options.with_tls(tls))
 }
 
 #[async_trait]

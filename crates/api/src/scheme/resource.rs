@@ -1,8 +1,8 @@
 //! One resource in one version: a built-in kind or a custom one.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Value, json};
 use pilothouse_apimachinery::version::Release;
 
 use crate::catalogue::Catalogue;
@@ -93,6 +93,8 @@ pub struct Resource {
     pub selectable_names: Vec<Arc<str>>,
     pub(super) storage_prefix: Arc<str>,
     pub(super) body: Body,
+    /// See [`Resource::empty`].
+    empty: OnceLock<Value>,
 }
 
 /// Verbs of custom resources, in discovery's order.
@@ -188,6 +190,7 @@ impl Resource {
                 static_api_version: String::leak(api_version.clone()),
             },
             api_version: api_version.into(),
+            empty: OnceLock::new(),
         }
     }
 
@@ -228,7 +231,20 @@ impl Resource {
             selectable_names: custom.selectable.iter().map(|s| s.as_str().into()).collect(),
             storage_prefix: format!("{}/{}", custom.group, custom.plural).into(),
             body: Body::Custom { version: custom, family },
+            empty: OnceLock::new(),
         }
+    }
+
+    /// An object of the resource in its version with nothing in it, in canonical form.
+    pub fn empty(&self) -> &Value {
+        self.empty.get_or_init(|| {
+            let mut object = json!({"apiVersion": &*self.api_version, "kind": &*self.kind});
+            if !self.is_custom() {
+                object["metadata"] = json!({});
+                self.canonicalize(&mut object);
+            }
+            object
+        })
     }
 
     /// Group, version and plural, as requests name the resource.

@@ -4,7 +4,7 @@ use std::future::Future;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use etcd_client::{Client, ConnectOptions, GetOptions};
+use etcd_client::{Channel, Client, ConnectOptions, GetOptions, TlsOptions};
 use futures::future::join_all;
 use tokio::time::Instant;
 
@@ -13,6 +13,8 @@ use crate::Error;
 
 /// How long a member may take to answer the first question.
 const PROBE: Duration = Duration::from_secs(5);
+/// How much a member may send ahead, in bytes: a page of a long list.
+const WINDOW: u32 = 4 << 20;
 /// Between two rounds of such questions.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -37,13 +39,14 @@ pub(super) struct Endpoints {
 }
 
 impl Endpoints {
-    /// Prepares connections to each of `urls`.
-    pub(super) async fn new(urls: &[String], options: ConnectOptions) -> Result<Self, Error> {
+    /// Prepares a connection to each of `urls`, those without a scheme included.
+    pub(super) async fn new(urls: &[String], tls: &TlsOptions) -> Result<Self, Error> {
         let mut all = Vec::with_capacity(urls.len());
         for url in urls {
-            let client = Client::connect([url], Some(options.clone()))
-                .await
-                .map_err(|e| Error::Broken(format!("etcd endpoint {url}: {e}")))?;
+            let fault = |e: &dyn std::error::Error| Error::Broken(format!("etcd endpoint {url}: {e}"));
+            let channel = Channel::Tonic(connection(url, tls).map_err(|e| fault(&e))?.connect_lazy());
+            let options = ConnectOptions::new().with_require_leader(true);
+            let client = Client::from_channel(channel, Some(options)).await.map_err(|e| fault(&e))?;
             all.push(Endpoint { url: url.clone(), client });
         }
         if all.is_empty() {
@@ -149,6 +152,22 @@ impl Endpoints {
         }))
         .await
     }
+}
+
+/// How a member is connected to: straight, as it is ours to choose another one.
+fn connection(url: &str, tls: &TlsOptions) -> Result<tonic::transport::Endpoint, tonic::transport::Error> {
+    let with_scheme = if url.contains("://") { url.to_string() } else { format!("http://{url}") };
+    // Pings find a peer that is gone without a word; etcd refuses them more often than every five seconds, and while
+    // nothing is under way.
+    let endpoint = tonic::transport::Endpoint::from_shared(with_scheme)?
+        .http2_keep_alive_interval(Duration::from_secs(10))
+        .keep_alive_timeout(Duration::from_secs(5))
+        .keep_alive_while_idle(false)
+        .connect_timeout(Duration::from_secs(3))
+        .tcp_keepalive(Some(Duration::from_secs(30)))
+        .initial_stream_window_size(WINDOW)
+        .initial_connection_window_size(WINDOW);
+    if url.starts_with("https://") { endpoint.tls_config(tls.clone()) } else { Ok(endpoint) }
 }
 
 fn cause(e: Error) -> String {
