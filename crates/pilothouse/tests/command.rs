@@ -4,6 +4,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Output, Stdio};
+use std::time::{Duration, Instant};
 
 fn pilothouse(args: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_pilothouse")).args(args).output().expect("the program starts")
@@ -175,4 +176,53 @@ fn kube_proxy_waits_for_the_api_server() {
     assert_eq!(second.status.code(), Some(1));
     let wanted = format!("failed to listen on 127.0.0.1:{health}: Address already in use");
     assert!(text(&second.stderr).contains(&wanted), "{}", text(&second.stderr));
+}
+
+/// Resident kilobytes of the program's code.
+fn code_in_memory(process: u32) -> usize {
+    let smaps = std::fs::read_to_string(format!("/proc/{process}/smaps")).unwrap_or_default();
+    let (mut inside, mut sum) = (false, 0);
+    for line in smaps.lines() {
+        match line.strip_prefix("Rss:") {
+            Some(rss) if inside => sum += rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap(),
+            None if line.contains(" r-xp ") => inside = line.ends_with("/pilothouse"),
+            None if line.contains("-p ") => inside = false,
+            _ => {}
+        }
+    }
+    sum
+}
+
+#[test]
+fn what_only_the_start_needed_is_given_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let below = |name: &str| dir.path().join(name).display().to_string();
+    let port = free_port();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_pilothouse"));
+    command.args([
+        "kube-apiserver",
+        "--storage-backend=embedded",
+        "--bind-address=127.0.0.1",
+        &format!("--secure-port={port}"),
+        &format!("--cert-dir={}", below("pki")),
+        &format!("--data-dir={}", below("data")),
+    ]);
+    let mut server = Running(command.stderr(Stdio::null()).spawn().unwrap());
+    let (begun, mut most) = (Instant::now(), 0);
+    loop {
+        let now = code_in_memory(server.0.id());
+        most = most.max(now);
+        if now < most / 2 {
+            break;
+        }
+        assert_eq!(server.0.try_wait().unwrap(), None);
+        assert!(begun.elapsed() < Duration::from_secs(60), "{now} KiB of {most} are there yet");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    // It goes on.
+    while TcpStream::connect(("127.0.0.1", port)).is_err() {
+        assert!(begun.elapsed() < Duration::from_secs(60), "nobody listens");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    assert_eq!(server.0.try_wait().unwrap(), None);
 }
