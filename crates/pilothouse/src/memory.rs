@@ -13,7 +13,7 @@ use nix::sys::mman::{MmapAdvise, madvise};
 const SETTLED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
 
 /// Gives back, some time from now, the pages of the program's own code that have been read until then: most is of use
-/// but once, and what is needed again is mapped again from the page cache. An idle process is left with a third of its
+/// but once, and what is needed again is mapped again from the page cache. An idle API server is left with half of its
 /// resident memory.
 pub fn give_back_code_later() {
     std::thread::spawn(|| {

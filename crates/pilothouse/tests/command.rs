@@ -184,7 +184,9 @@ fn code_in_memory(process: u32) -> usize {
     let (mut inside, mut sum) = (false, 0);
     for line in smaps.lines() {
         match line.strip_prefix("Rss:") {
-            Some(rss) if inside => sum += rss.trim().trim_end_matches(" kB").parse::<usize>().unwrap(),
+            Some(rss) if inside => {
+                sum += rss.trim().trim_end_matches(" kB").parse::<usize>().expect("a number of kB")
+            }
             None if line.contains(" r-xp ") => inside = line.ends_with("/pilothouse"),
             None if line.contains("-p ") => inside = false,
             _ => {}
