@@ -9,17 +9,16 @@ use std::time::Duration;
 
 use nix::sys::mman::{MmapAdvise, madvise};
 
-/// How long after the start of the process: when a component serves, and when a whole cluster does.
-const SETTLED: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(30)];
+/// Until a component serves, and then until a whole cluster does.
+const PAUSES: [Duration; 2] = [Duration::from_secs(2), Duration::from_secs(28)];
 
 /// Gives back, some time from now, the pages of the program's own code that have been read until then: most is of use
 /// but once, and what is needed again is mapped again from the page cache. An idle API server is left with half of its
 /// resident memory.
 pub fn give_back_code_later() {
     std::thread::spawn(|| {
-        for (i, at) in SETTLED.iter().enumerate() {
-            let before = if i == 0 { Duration::ZERO } else { SETTLED[i - 1] };
-            std::thread::sleep(*at - before);
+        for pause in PAUSES {
+            std::thread::sleep(pause);
             give_back_code();
         }
     });

@@ -11,7 +11,7 @@ use pilothouse_cel::{
     Program, Type, Value as Cel,
 };
 
-use super::webhook::rules::{GroupVersion, operation_name};
+use super::webhook::rules::GroupVersion;
 use crate::json::str_at;
 use crate::request::{AdmissionRequest, Attributes, Authorizer, Decision, RequestInfo, UserInfo};
 
@@ -87,7 +87,7 @@ pub fn request_value(r: &AdmissionRequest, seen: &GroupVersion) -> Value {
     let mut request = json!({
         "kind": gvk(&seen.group, &seen.version), "resource": gvr(&seen.group, &seen.version),
         "requestKind": gvk(&r.group, &r.version), "requestResource": gvr(&r.group, &r.version),
-        "operation": operation_name(r.operation),
+        "operation": r.operation.name(),
         "userInfo": user, "dryRun": r.dry_run, "options": r.options,
     });
     for (field, value) in [("name", &r.name), ("namespace", &r.namespace)] {

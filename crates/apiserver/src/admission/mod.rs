@@ -46,7 +46,7 @@ use crate::state::ServerState;
 
 /// Whether a plug-in is on without a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum State {
+enum Default {
     On,
     Off,
     /// On, in releases after 1.20; unknown in 1.20.
@@ -56,53 +56,53 @@ enum State {
 }
 
 /// All plug-ins in the order in which they act.
-const PLUGINS: &[(&str, State)] = &[
-    ("AlwaysAdmit", State::Off),
-    ("NamespaceAutoProvision", State::Off),
-    ("NamespaceLifecycle", State::On),
-    ("NamespaceExists", State::Off),
-    ("SecurityContextDeny", State::OffIn120),
-    ("LimitPodHardAntiAffinityTopology", State::Off),
-    ("LimitRanger", State::On),
-    ("ServiceAccount", State::On),
-    ("NodeRestriction", State::Off),
-    ("TaintNodesByCondition", State::On),
-    ("AlwaysPullImages", State::Off),
-    ("ImagePolicyWebhook", State::Off),
-    ("PodSecurity", State::OnInNewest),
-    ("PodSecurityPolicy", State::OffIn120),
-    ("PodNodeSelector", State::Off),
-    ("Priority", State::On),
-    ("DefaultTolerationSeconds", State::On),
-    ("PodTolerationRestriction", State::Off),
-    ("DenyEscalatingExec", State::OffIn120),
-    ("DenyExecOnPrivileged", State::OffIn120),
-    ("EventRateLimit", State::Off),
-    ("ExtendedResourceToleration", State::Off),
-    ("PersistentVolumeLabel", State::OffIn120),
-    ("DefaultStorageClass", State::On),
-    ("StorageObjectInUseProtection", State::On),
-    ("OwnerReferencesPermissionEnforcement", State::Off),
-    ("PersistentVolumeClaimResize", State::On),
-    ("RuntimeClass", State::On),
-    ("CertificateApproval", State::On),
-    ("CertificateSigning", State::On),
-    ("ClusterTrustBundleAttest", State::OnInNewest),
-    ("CertificateSubjectRestriction", State::On),
-    ("DefaultIngressClass", State::On),
-    ("MutatingAdmissionPolicy", State::OnInNewest),
-    ("MutatingAdmissionWebhook", State::On),
-    ("ValidatingAdmissionPolicy", State::OnInNewest),
-    ("ValidatingAdmissionWebhook", State::On),
-    ("ResourceQuota", State::On),
-    ("AlwaysDeny", State::Off),
+const PLUGINS: &[(&str, Default)] = &[
+    ("AlwaysAdmit", Default::Off),
+    ("NamespaceAutoProvision", Default::Off),
+    ("NamespaceLifecycle", Default::On),
+    ("NamespaceExists", Default::Off),
+    ("SecurityContextDeny", Default::OffIn120),
+    ("LimitPodHardAntiAffinityTopology", Default::Off),
+    ("LimitRanger", Default::On),
+    ("ServiceAccount", Default::On),
+    ("NodeRestriction", Default::Off),
+    ("TaintNodesByCondition", Default::On),
+    ("AlwaysPullImages", Default::Off),
+    ("ImagePolicyWebhook", Default::Off),
+    ("PodSecurity", Default::OnInNewest),
+    ("PodSecurityPolicy", Default::OffIn120),
+    ("PodNodeSelector", Default::Off),
+    ("Priority", Default::On),
+    ("DefaultTolerationSeconds", Default::On),
+    ("PodTolerationRestriction", Default::Off),
+    ("DenyEscalatingExec", Default::OffIn120),
+    ("DenyExecOnPrivileged", Default::OffIn120),
+    ("EventRateLimit", Default::Off),
+    ("ExtendedResourceToleration", Default::Off),
+    ("PersistentVolumeLabel", Default::OffIn120),
+    ("DefaultStorageClass", Default::On),
+    ("StorageObjectInUseProtection", Default::On),
+    ("OwnerReferencesPermissionEnforcement", Default::Off),
+    ("PersistentVolumeClaimResize", Default::On),
+    ("RuntimeClass", Default::On),
+    ("CertificateApproval", Default::On),
+    ("CertificateSigning", Default::On),
+    ("ClusterTrustBundleAttest", Default::OnInNewest),
+    ("CertificateSubjectRestriction", Default::On),
+    ("DefaultIngressClass", Default::On),
+    ("MutatingAdmissionPolicy", Default::OnInNewest),
+    ("MutatingAdmissionWebhook", Default::On),
+    ("ValidatingAdmissionPolicy", Default::OnInNewest),
+    ("ValidatingAdmissionWebhook", Default::On),
+    ("ResourceQuota", Default::On),
+    ("AlwaysDeny", Default::Off),
 ];
 
-fn known(state: State, release: Release) -> bool {
-    match state {
-        State::On | State::Off => true,
-        State::OnInNewest => release > Release::V1_20,
-        State::OffIn120 => release == Release::V1_20,
+fn known(default: Default, release: Release) -> bool {
+    match default {
+        Default::On | Default::Off => true,
+        Default::OnInNewest => release > Release::V1_20,
+        Default::OffIn120 => release == Release::V1_20,
     }
 }
 
@@ -124,7 +124,7 @@ fn enabled(release: Release, enable: &[String], disable: &[String]) -> Result<Ve
     Ok(PLUGINS
         .iter()
         .filter(|(n, d)| known(*d, release) && !disable.iter().any(|x| x == n))
-        .filter(|(n, d)| matches!(d, State::On | State::OnInNewest) || enable.iter().any(|x| x == n))
+        .filter(|(n, d)| matches!(d, Default::On | Default::OnInNewest) || enable.iter().any(|x| x == n))
         .map(|(n, _)| *n)
         .collect())
 }
@@ -279,7 +279,7 @@ impl Validation for AlwaysDeny {
 #[cfg(test)]
 pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value) -> AdmissionRequest {
     AdmissionRequest {
-        user: crate::request::UserInfo { name: "u".into(), ..Default::default() },
+        user: crate::request::UserInfo { name: "u".into(), ..std::default::Default::default() },
         group: group.into(),
         version: "v1".into(),
         resource: resource.into(),
@@ -293,7 +293,7 @@ pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value
         options: Value::Null,
         dry_run: false,
         warnings: crate::request::Warnings::default(),
-        reinvocation: Default::default(),
+        reinvocation: reinvocation::Reinvocation::default(),
     }
 }
 

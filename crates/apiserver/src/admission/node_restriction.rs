@@ -85,7 +85,7 @@ impl NodeRestriction {
             },
             other => Err(format!(
                 "unexpected operation {:?}, node {node:?} can only create and delete mirror pods",
-                name(other)
+                other.name()
             )),
         }
     }
@@ -153,7 +153,7 @@ impl NodeRestriction {
         if r.operation != Operation::Update {
             return Err(format!(
                 "unexpected operation {:?}, node {node:?} can only update pod status",
-                name(r.operation)
+                r.operation.name()
             ));
         }
         if str_at(&r.old_object, &["spec", "nodeName"]) != node {
@@ -169,7 +169,7 @@ impl NodeRestriction {
 
     fn eviction(node: &str, r: &AdmissionRequest, objects: &dyn Objects) -> Verdict {
         if r.operation != Operation::Create {
-            return Err(format!("unexpected operation {}", name(r.operation)));
+            return Err(format!("unexpected operation {}", r.operation.name()));
         }
         match same(objects, r, node) {
             Some(false) => Err(format!("node {node} can only evict pods with spec.nodeName set to itself")),
@@ -285,15 +285,6 @@ impl NodeRestriction {
             ));
         }
         Ok(())
-    }
-}
-
-fn name(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-        Operation::Connect => "CONNECT",
     }
 }
 

@@ -6,16 +6,6 @@ use pilothouse_apimachinery::selector::Selector;
 use crate::json::{get, list_at, str_at, texts};
 use crate::request::{AdmissionRequest, Objects, Operation};
 
-/// An operation's name in rules and reviews.
-pub fn operation_name(operation: Operation) -> &'static str {
-    match operation {
-        Operation::Create => "CREATE",
-        Operation::Update => "UPDATE",
-        Operation::Delete => "DELETE",
-        Operation::Connect => "CONNECT",
-    }
-}
-
 fn resource_fits(patterns: &[String], resource: &str, subresource: &str) -> bool {
     patterns.iter().any(|p| {
         let (r, s) = p.split_once('/').unwrap_or((p, ""));
@@ -43,7 +33,7 @@ fn fits(rule: &Value, r: &AdmissionRequest, seen: &GroupVersion) -> bool {
     let names = texts(rule, &["resourceNames"]);
     scope
         && (names.is_empty() || names.contains(&r.name))
-        && any("operations", operation_name(r.operation))
+        && any("operations", r.operation.name())
         && any("apiGroups", &seen.group)
         && any("apiVersions", &seen.version)
         && resource_fits(&texts(rule, &["resources"]), &r.resource, &r.subresource)
