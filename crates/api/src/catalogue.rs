@@ -209,21 +209,44 @@ pub struct Type {
     pub parts: Box<[(u32, Part)]>,
     /// How it is written in JSON.
     pub form: Form,
-    /// Indices of fields by a [`glance`] at their names.
-    by_name: Box<[(u64, u16)]>,
+    /// Indices of fields by their names: a [`table`].
+    by_name: Box<[u16]>,
     /// Indices of the fields that are always present.
     always: Box<[u16]>,
     /// Whether it has `kind` and `apiVersion`.
     pub has_type_meta: bool,
 }
 
-/// What tells most names of a type apart, in one number: their length and first seven bytes.
-fn glance(name: &str) -> u64 {
-    let mut bytes = [0; 8];
-    bytes[0] = u8::try_from(name.len()).unwrap_or(u8::MAX);
-    let head = &name.as_bytes()[..name.len().min(7)];
-    bytes[1..=head.len()].copy_from_slice(head);
-    u64::from_be_bytes(bytes)
+/// The slots of a table that finds fields by their names: [`slot`] is where the search begins.
+const EMPTY: u16 = u16::MAX;
+
+/// A table in which every field stands at its [`slot`], or in the next one that was free; half of it is free.
+fn table<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> Box<[u16]> {
+    let mut slots = vec![EMPTY; (2 * names.len()).next_power_of_two()];
+    for (i, name) in names.enumerate() {
+        let mut at = slot(name, slots.len());
+        while slots[at] != EMPTY {
+            at = (at + 1) % slots.len();
+        }
+        slots[at] = u16::try_from(i).expect("no struct has 65,535 fields");
+    }
+    slots.into()
+}
+
+/// A number made of a name's length, its first and its last bytes.
+fn slot(name: &str, slots: usize) -> usize {
+    let bytes = name.as_bytes();
+    let mix = match (bytes.first_chunk::<8>(), bytes.last_chunk::<8>()) {
+        (Some(head), Some(tail)) => u64::from_le_bytes(*head) ^ u64::from_le_bytes(*tail).rotate_left(29),
+        _ => match (bytes.first_chunk::<4>(), bytes.last_chunk::<4>()) {
+            (Some(head), Some(tail)) => {
+                u64::from(u32::from_le_bytes(*head)) << 32 | u64::from(u32::from_le_bytes(*tail))
+            }
+            _ => bytes.iter().fold(0, |mix, b| mix << 8 | u64::from(*b)),
+        },
+    };
+    let mix = (mix ^ bytes.len() as u64).wrapping_mul(0x9E37_79B9_7F4A_7C15);
+    (mix >> 32) as usize & (slots - 1)
 }
 
 impl Type {
@@ -245,10 +268,16 @@ impl Type {
 
     /// A field's index by its JSON name.
     pub fn field_index(&self, name: &str) -> Option<usize> {
-        let wanted = glance(name);
-        let start = self.by_name.partition_point(|(seen, _)| *seen < wanted);
-        let alike = self.by_name[start..].iter().take_while(|(seen, _)| *seen == wanted);
-        alike.map(|(_, i)| usize::from(*i)).find(|i| self.fields[*i].json == name)
+        let slots = &*self.by_name;
+        let mut at = slot(name, slots.len());
+        while slots[at] != EMPTY {
+            let index = usize::from(slots[at]);
+            if self.fields[index].json == name {
+                return Some(index);
+            }
+            at = (at + 1) & (slots.len() - 1);
+        }
+        None
     }
 
     /// The fields that are in JSON even where the object does not have them.
@@ -515,9 +544,7 @@ impl Builder {
         }
         parts.sort_by_key(|(number, _)| *number);
         let index = |i: usize| u16::try_from(i).expect("no struct has 65,536 fields");
-        let mut by_name: Vec<(u64, u16)> =
-            fields.iter().enumerate().map(|(i, f)| (glance(f.json), index(i))).collect();
-        by_name.sort_unstable();
+        let by_name = table(fields.iter().map(|f| f.json));
         let always = (0..fields.len()).filter(|i| fields[*i].always_present()).map(index).collect();
         let form = match full_name.rsplit('.').next() {
             Some("JSONSchemaPropsOrBool") => Form::OrBool,
@@ -531,7 +558,7 @@ impl Builder {
             fields: fields.into(),
             parts: parts.into(),
             form,
-            by_name: by_name.into(),
+            by_name,
             always,
             has_type_meta,
         }

@@ -6,14 +6,11 @@ use crate::kinds::{Kind, Version};
 
 /// Writes an object's `apiVersion`.
 pub fn set_api_version(object: &mut Value, api_version: &str) {
-    if let Some(map) = object.as_object_mut() {
-        match map.get_mut("apiVersion") {
-            Some(Value::String(s)) if s == api_version => {}
-            Some(v) => *v = Value::from(api_version),
-            None => {
-                map.insert("apiVersion", Value::from(api_version));
-            }
-        }
+    // A shared object is copied where it is asked for change.
+    if object.get("apiVersion").and_then(Value::as_str) != Some(api_version)
+        && let Some(map) = object.as_object_mut()
+    {
+        map.insert("apiVersion", api_version);
     }
 }
 

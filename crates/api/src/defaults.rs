@@ -1,24 +1,23 @@
 //! Defaults that the types themselves state: `protocol: TCP` and the like. Those that need code are in the kinds.
 
-use std::collections::HashMap;
 use std::sync::OnceLock;
 
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Map, Text, Value};
 use pilothouse_apimachinery::version::Release;
 
-use crate::catalogue::{Catalogue, Element, Field, Shape, Type, TypeId};
+use crate::catalogue::{Catalogue, Element, Field, Shape, TypeId};
 use crate::schema::Schema;
 
-/// Sets the defaults of all fields that have one and no value.
+/// Sets the defaults of all fields that have one and no value. What has them already is left as it is, shared or not.
 pub fn apply(schema: Schema, object: &mut Value) {
     let table = Table::of(schema.catalogue);
-    if table.has(schema.type_.id) {
-        walk(schema.catalogue, table, schema.type_, object);
+    if let Some(filled) = table.fill(schema.type_.id, object) {
+        *object = filled;
     }
 }
 
-/// Which types state a default, or hold a type that does.
-struct Table(HashMap<TypeId, ()>);
+/// By type, the fields that state a default, or hold a type that does.
+struct Table(Vec<Vec<&'static Field>>);
 
 impl Table {
     fn of(catalogue: &'static Catalogue) -> &'static Table {
@@ -28,30 +27,55 @@ impl Table {
         cell.get_or_init(|| Table::build(catalogue))
     }
 
-    fn has(&self, id: TypeId) -> bool {
-        self.0.contains_key(&id)
-    }
-
-    fn build(catalogue: &Catalogue) -> Table {
-        let mut found: HashMap<TypeId, ()> = catalogue
-            .types()
-            .iter()
-            .filter(|t| t.fields.iter().any(states_default))
-            .map(|t| (t.id, ()))
-            .collect();
+    fn build(catalogue: &'static Catalogue) -> Table {
+        let types = catalogue.types();
+        let mut found: Vec<bool> = types.iter().map(|t| t.fields.iter().any(states_default)).collect();
+        let leads = |found: &[bool], field: &Field| below(field.shape).is_some_and(|id| found[id.index()]);
         // Until no further type is found to hold one of those found.
         loop {
-            let more: Vec<TypeId> = catalogue
-                .types()
+            let more: Vec<bool> = types
                 .iter()
-                .filter(|t| !found.contains_key(&t.id))
-                .filter(|t| t.fields.iter().any(|f| below(f.shape).is_some_and(|id| found.contains_key(&id))))
-                .map(|t| t.id)
+                .zip(&found)
+                .map(|(t, known)| *known || t.fields.iter().any(|f| leads(&found, f)))
                 .collect();
-            if more.is_empty() {
-                return Table(found);
+            if more == found {
+                break;
             }
-            found.extend(more.into_iter().map(|id| (id, ())));
+            found = more;
+        }
+        let fields =
+            types.iter().map(|t| t.fields.iter().filter(|f| states_default(f) || leads(&found, f)).collect());
+        Table(fields.collect())
+    }
+
+    /// A struct with its defaults; `None` where it has them.
+    fn fill(&self, id: TypeId, v: &Value) -> Option<Value> {
+        let object = v.as_object()?;
+        let mut changed: Option<Map> = None;
+        for field in &self.0[id.index()] {
+            let found = object.get(field.json);
+            let absent = match found {
+                None | Some(Value::Null) => true,
+                Some(Value::String(s)) => s.is_empty() && !field.pointer,
+                Some(_) => false,
+            };
+            let value = match (&field.default, found) {
+                (Some(default), _) if absent && states_default(field) => Some(default.clone()),
+                (_, Some(v)) => self.fill_below(field.shape, v),
+                _ => None,
+            };
+            if let Some(value) = value {
+                changed.get_or_insert_with(|| object.clone()).insert(Text::const_new(field.json), value);
+            }
+        }
+        changed.map(Value::Object)
+    }
+
+    fn fill_below(&self, shape: Shape, v: &Value) -> Option<Value> {
+        let id = below(shape)?;
+        match shape {
+            Shape::Struct(_) => self.fill(id, v),
+            _ => v.with_changed(|item| self.fill(id, item)),
         }
     }
 }
@@ -72,30 +96,6 @@ fn below(shape: Shape) -> Option<TypeId> {
     match shape {
         Shape::Struct(id) | Shape::List(Element::Struct(id)) | Shape::Map(Element::Struct(id)) => Some(id),
         _ => None,
-    }
-}
-
-fn walk(catalogue: &'static Catalogue, table: &Table, type_: &'static Type, v: &mut Value) {
-    let Value::Object(object) = v else { return };
-    for field in &type_.fields {
-        if let Some(default) = field.default.as_ref().filter(|_| states_default(field)) {
-            let absent = match object.get(field.json) {
-                None | Some(Value::Null) => true,
-                Some(Value::String(s)) => s.is_empty() && !field.pointer,
-                Some(_) => false,
-            };
-            if absent {
-                object.insert(field.json.to_string(), default.clone());
-            }
-        }
-        let Some(id) = below(field.shape).filter(|id| table.has(*id)) else { continue };
-        let inner = catalogue.get(id);
-        match (field.shape, object.get_mut(field.json)) {
-            (Shape::Struct(_), Some(v)) => walk(catalogue, table, inner, v),
-            (_, Some(Value::Array(items))) => items.iter_mut().for_each(|i| walk(catalogue, table, inner, i)),
-            (_, Some(Value::Object(map))) => map.values_mut().for_each(|i| walk(catalogue, table, inner, i)),
-            _ => {}
-        }
     }
 }
 

@@ -10,7 +10,7 @@ use pilothouse_api::protobuf;
 use pilothouse_api::schema::Schema;
 use pilothouse_api::scheme::{Resource, partial_metadata};
 use pilothouse_api::table::{self, IncludeObject};
-use pilothouse_apimachinery::json::{Value, json};
+use pilothouse_apimachinery::json::{self, Value, json};
 use pilothouse_apimachinery::status::Status;
 
 use crate::cache::entry::{Entry, FormKey, Part};
@@ -173,7 +173,7 @@ impl Encoder {
         let make = || -> Result<Bytes, Status> {
             let mut v = self.versioned(&entry.object());
             v["metadata"]["resourceVersion"] = json!(revision.to_string());
-            Ok(serde_json::to_vec(&v).unwrap_or_default().into())
+            Ok(json::to_vec(&v).into())
         };
         if revision == entry.revision { entry.form(&self.key(Part::Object), make) } else { make() }
     }
@@ -189,7 +189,7 @@ impl Encoder {
         entry.form(&self.key(Part::Item), || {
             let mut v = self.versioned(&entry.object());
             strip_type(&mut v);
-            Ok(serde_json::to_vec(&v).unwrap_or_default().into())
+            Ok(json::to_vec(&v).into())
         })
     }
 
@@ -409,9 +409,7 @@ impl Encoder {
 
     /// The metadata of an item of a `PartialObjectMetadataList`, JSON.
     fn metadata_of(&self, entry: &Entry) -> Result<Bytes, Status> {
-        entry_form(entry, &self.key(Part::Item), || {
-            Ok(serde_json::to_vec(&self.metadata(&entry.object())).unwrap_or_default().into())
-        })
+        entry_form(entry, &self.key(Part::Item), || Ok(json::to_vec(&self.metadata(&entry.object())).into()))
     }
 
     fn event(&self, type_: EventType, object: Bytes) -> Result<Bytes, Status> {
@@ -511,13 +509,13 @@ impl EventEncoder for WatchEncoder {
             (Media::Protobuf, _) => e.meta_protobuf(&e.metadata(&at_revision()), true)?,
             (_, Shape::Object) => e.json_of(entry, revision)?,
             (_, Shape::Metadata(_) | Shape::MetadataList(_)) => {
-                serde_json::to_vec(&e.metadata(&at_revision())).unwrap_or_default().into()
+                json::to_vec(&e.metadata(&at_revision())).into()
             }
             (_, Shape::Table(_)) => {
                 let first = !self.described.swap(true, std::sync::atomic::Ordering::Relaxed);
                 let meta = ListMeta { resource_version: revision.to_string(), ..ListMeta::default() };
                 let table = e.table(&meta, &[Arc::new(at_revision())], first);
-                serde_json::to_vec(&table).unwrap_or_default().into()
+                json::to_vec(&table).into()
             }
         };
         e.event(type_, object)
@@ -544,7 +542,7 @@ impl EventEncoder for WatchEncoder {
         let bytes = match (e.form.media, e.form.shape) {
             (Media::Protobuf, Shape::Object) => e.to_protobuf(&object)?,
             (Media::Protobuf, _) => e.meta_protobuf(&object, true)?,
-            _ => serde_json::to_vec(&object).unwrap_or_default().into(),
+            _ => json::to_vec(&object).into(),
         };
         e.event(EventType::Bookmark, bytes)
     }

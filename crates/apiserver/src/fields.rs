@@ -12,7 +12,6 @@ use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::status::Status;
 use pilothouse_apimachinery::version::Release;
 
-use crate::empties::Empties;
 use crate::encode::versioned;
 use crate::handlers::{Call, lifecycle};
 use crate::json::{remove, set, str_at};
@@ -163,20 +162,23 @@ pub async fn track(
     manager: &str,
 ) -> Result<Value, Status> {
     let resource = &endpoint.resource;
-    // An object that is in the version of the request already need not be copied.
-    let is_hub = is_hub(resource, endpoint);
-    let mut shown = if is_hub { std::mem::take(&mut object) } else { object.clone() };
-    let empties = if is_hub { Empties::of(&shown) } else { Empties::default() };
-    resource.from_hub(&mut shown);
+    // All that follows is faster where the object shares what has not changed with the live one.
+    if let Some(live) = live {
+        object.share(live);
+    }
+    // Validation tells empty maps and lists from absent ones, so that the object itself stays as it was sent.
+    let mut shown = object.clone();
+    if is_hub(resource, endpoint) && resource.schema().is_some() {
+        resource.canonicalize(&mut shown, live);
+    } else {
+        resource.from_hub(&mut shown);
+    }
     let entries = managed(scheme, endpoint, subresource, |m| {
         let live = live.map_or(Cow::Borrowed(m.empty), |live| self::shown(endpoint, live));
         m.update(&live, &shown, manager)
     })
     .await?;
-    if is_hub {
-        empties.restore(&mut shown);
-        object = shown;
-    }
+    drop(shown);
     if entries.is_empty() {
         remove(&mut object, &["metadata", "managedFields"]);
     } else {

@@ -18,7 +18,6 @@ pub mod conversion;
 pub mod crd;
 pub mod deprecation;
 pub mod dispatch;
-pub mod empties;
 pub mod encode;
 pub mod encryption;
 pub mod fairness;

@@ -155,7 +155,7 @@ impl Objects for ServerObjects {
             Target { endpoint: &endpoint, namespace, context: &context, special: self.special(), raw: None };
         let mut object = endpoint
             .hub
-            .decode_value(fields::typed(&endpoint, Arc::new(object)))
+            .decode_value(fields::typed(&endpoint, Arc::new(object)), None)
             .map_err(|e| Status::internal(format!("{resource}: {e}")))?
             .object;
         endpoint.hub.to_hub(&mut object, &context);

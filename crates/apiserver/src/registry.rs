@@ -131,7 +131,7 @@ pub struct Registry {
     store: Arc<dyn Store>,
     cache: Arc<Cache>,
     scheme: watch::Sender<Arc<Scheme>>,
-    storages: RwLock<HashMap<String, Arc<Storage>>>,
+    storages: RwLock<HashMap<String, Arc<Storage>, foldhash::fast::RandomState>>,
     converter: Arc<Converter>,
 }
 

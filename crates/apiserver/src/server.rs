@@ -11,12 +11,14 @@ use futures::future::BoxFuture;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use pilothouse_component_base::batched::Batched;
 use pilothouse_component_base::notify;
 use pilothouse_component_base::signals::{Stop, Stopper};
 use pilothouse_pki::{authority, files};
 use pilothouse_store::embedded::EmbeddedStore;
 use pilothouse_store::etcd::{EtcdConfig, EtcdStore};
 use pilothouse_store::{Store, snapshot};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use tokio_rustls::TlsAcceptor;
@@ -275,7 +277,9 @@ async fn connection(
         }
         Err(_) => return,
     };
-    let certificates = stream.get_ref().1.peer_certificates().unwrap_or_default();
+    let session = stream.get_ref().1;
+    let http2 = session.alpn_protocol() == Some(b"h2");
+    let certificates = session.peer_certificates().unwrap_or_default();
     let certificates = Arc::new(certificates.iter().map(|c| Bytes::copy_from_slice(c)).collect());
     let facts = Connection { peer, local, certificates };
     let max_streams = match state.config.max_streams {
@@ -297,6 +301,8 @@ async fn connection(
         .initial_connection_window_size(4 << 20)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(30));
+    // Connections of HTTP/1.1 may become others, which need not flush what they write.
+    let stream: Box<dyn Duplex> = if http2 { Box::new(Batched::new(stream)) } else { Box::new(stream) };
     let served = builder.serve_connection_with_upgrades(TokioIo::new(stream), service);
     tokio::pin!(served);
     let outcome = tokio::select! {
@@ -310,3 +316,7 @@ async fn connection(
         tracing::debug!(%peer, "connection: {e}");
     }
 }
+
+trait Duplex: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<S: AsyncRead + AsyncWrite + Send + Unpin> Duplex for S {}

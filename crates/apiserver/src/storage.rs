@@ -4,7 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{self, Value};
 use pilothouse_apimachinery::status::Status;
 use pilothouse_store::{Error, Expect, KeyValue, Outcome, Range, RangeResult, Store, prefix_end};
 use serde_json::value::RawValue;
@@ -189,8 +189,7 @@ impl Storage {
                 if let Some(metadata) = value.get_mut("metadata").and_then(Value::as_object_mut) {
                     metadata.remove("resourceVersion");
                 }
-                let bytes = serde_json::to_vec(&value).unwrap_or_default();
-                Arc::new(Prepared::new(bytes.into(), Arc::new(object), None))
+                Arc::new(Prepared::new(json::to_vec(&value).into(), Arc::new(object), None))
             }
             Stored::Encoded(bytes) => Arc::new(Prepared::new(bytes.into(), Arc::new(object), None)),
         }

@@ -1,6 +1,7 @@
 //! What every component of Kubernetes has, whichever it is: command-line flags from one table, logs, a port for
 //! health and metrics, signals.
 
+pub mod batched;
 pub mod config_keys;
 pub mod flags;
 pub mod klog;

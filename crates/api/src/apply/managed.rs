@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use pilothouse_apimachinery::json::{Map, Value, json};
+use pilothouse_apimachinery::json::{Map, Value};
 use pilothouse_apimachinery::time::Timestamp;
 
 use super::set::Set;
@@ -71,8 +71,9 @@ pub struct Managed {
 }
 
 impl Managed {
-    /// Reads `metadata.managedFields`. Nothing there is an empty table.
-    pub fn decode(entries: &Value) -> Result<Managed, String> {
+    /// Reads `metadata.managedFields`. Nothing there is an empty table. `own` says whether they have been written here,
+    /// and need not be looked at.
+    pub fn decode(entries: &Value, own: bool) -> Result<Managed, String> {
         let mut out = Managed::default();
         let empty = Vec::new();
         for entry in entries.as_array().unwrap_or(&empty) {
@@ -93,6 +94,7 @@ impl Managed {
             }
             let set = match entry.get("fieldsV1") {
                 None | Some(Value::Null) => Set::default(),
+                Some(Value::Object(fields)) if own => Set::written(fields),
                 Some(fields) => Set::from_fields_v1(fields)?,
             };
             let id = ManagerId {
@@ -117,18 +119,18 @@ impl Managed {
             .into_iter()
             .map(|(id, owned)| {
                 let mut entry = Map::new();
-                if !id.name.is_empty() {
-                    entry.insert("manager", json!(id.name));
-                }
-                entry.insert("operation", json!(id.operation.name()));
-                entry.insert("apiVersion", json!(owned.api_version));
-                if let Some(time) = &owned.time {
-                    entry.insert("time", json!(time));
-                }
-                entry.insert("fieldsType", json!("FieldsV1"));
+                entry.insert("apiVersion", owned.api_version.as_str());
+                entry.insert("fieldsType", "FieldsV1");
                 entry.insert("fieldsV1", owned.set.to_fields_v1());
+                if !id.name.is_empty() {
+                    entry.insert("manager", id.name.as_str());
+                }
+                entry.insert("operation", id.operation.name());
                 if !id.subresource.is_empty() {
-                    entry.insert("subresource", json!(id.subresource));
+                    entry.insert("subresource", id.subresource.as_str());
+                }
+                if let Some(time) = &owned.time {
+                    entry.insert("time", time.as_str());
                 }
                 Value::Object(entry)
             })
@@ -142,12 +144,12 @@ impl Managed {
 
     /// Merges the oldest updaters into one `ancient-changes` per version until there are no more than `max`.
     pub fn cap_updaters(&mut self, max: usize) {
-        let mut updaters: Vec<ManagerId> =
-            self.managers.keys().filter(|id| id.operation == Operation::Update).cloned().collect();
-        let mut count = updaters.len();
+        let updaters = || self.managers.keys().filter(|id| id.operation == Operation::Update);
+        let mut count = updaters().count();
         if count <= max {
             return;
         }
+        let mut updaters: Vec<ManagerId> = updaters().cloned().collect();
         updaters.sort_by_cached_key(|id| (seconds(self.managers[id].time.as_deref()), id.clone()));
         let mut first_of_version: BTreeMap<(String, String), ManagerId> = BTreeMap::new();
         for id in updaters {

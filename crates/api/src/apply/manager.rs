@@ -113,14 +113,15 @@ impl<'a> FieldManager<'a> {
     /// Records who changed what, for create, update and patches other than apply: the `managedFields` of `new`, renewed.
     /// They are empty where the object does not fit its schema.
     pub fn update(&self, live: &Value, new: &Value, manager: &str) -> Vec<Value> {
-        let decode_live = || Managed::decode(managed_fields(live)).unwrap_or_default();
+        let decode_live = || Managed::decode(managed_fields(live), true).unwrap_or_default();
         let requested = managed_fields(new);
+        let unchanged = requested == managed_fields(live);
         let managed = if self.ignore_request_fields {
             decode_live()
         } else if is_reset(requested) {
             Managed::default()
         } else {
-            match Managed::decode(requested) {
+            match Managed::decode(requested, unchanged) {
                 Ok(managed) if !managed.managers.is_empty() => managed,
                 _ => decode_live(),
             }
@@ -146,7 +147,7 @@ impl<'a> FieldManager<'a> {
                 self.api_version
             )));
         }
-        let mut managed = Managed::decode(managed_fields(live))
+        let mut managed = Managed::decode(managed_fields(live), true)
             .map_err(|e| bare(format!("failed to decode managed fields: {e}")))?;
         let live = without_managed_fields(live);
         if !managed_fields(config).is_null() {
@@ -201,8 +202,8 @@ impl<'a> FieldManager<'a> {
         managed: Managed,
         manager: &str,
     ) -> std::result::Result<Managed, String> {
-        typed::validate(self.type_, live)?;
-        typed::validate(self.type_, new)?;
+        typed::validate_decoded(self.type_, live)?;
+        typed::validate_decoded(self.type_, new)?;
         let id = self.id(manager, Operation::Update);
         let former = managed.managers.get(&id).cloned();
         let mut managed = self.reconcile(live, managed);

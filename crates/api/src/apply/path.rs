@@ -2,16 +2,19 @@
 //! written as in structured-merge-diff.
 
 use std::cmp::Ordering;
-use std::fmt::{self, Write};
+use std::fmt;
 
 use compact_str::{CompactString, format_compact};
-use pilothouse_apimachinery::json::{Map, Text, Value};
+use pilothouse_apimachinery::json::{self, Map, Text, Value};
+
+use crate::decode::double;
 
 /// One step of a path.
 #[derive(Debug, Clone)]
 pub enum PathElement {
-    /// A field of a struct or a key of a map: `f:name`. Most names are short, and copied without allocating.
-    Field(CompactString),
+    /// A field of a struct or a key of a map, as it is written: `f:name`. Most are short, or those of built-in types,
+    /// and copied without allocating.
+    Field(Text),
     /// An item of a list of type map, by its keys, sorted by name: `k:{"name":"a"}`.
     Key(Vec<(CompactString, Value)>),
     /// An item of a list of type set: `v:"a"`.
@@ -20,12 +23,41 @@ pub enum PathElement {
     Index(usize),
 }
 
+/// Writes a value of an element: whole numbers without a fraction.
+fn write(value: &Value, out: &mut Vec<u8>) {
+    match value {
+        Value::Number(n) if n.is_f64() => {
+            json::write(&n.as_f64().and_then(double).unwrap_or_else(|| value.clone()), out);
+        }
+        value => json::write(value, out),
+    }
+}
+
+/// What the written form of a field begins with.
+pub(super) const FIELD: &str = "f:";
+
+/// The name in the written form of an element, if that is a field.
+pub(super) fn field_name(element: &str) -> Option<&str> {
+    element.strip_prefix(FIELD)
+}
+
 /// A path from the object's root.
 pub type Path = Vec<PathElement>;
 
 impl PathElement {
+    /// A field or a key of a map, by its name.
+    pub fn field(name: &str) -> PathElement {
+        let mut text = Text::with_capacity(FIELD.len() + name.len());
+        text.push_str(FIELD);
+        text.push_str(name);
+        PathElement::Field(text)
+    }
+
     /// Reads `f:…`, `k:…`, `v:…` or `i:…`.
-    pub fn parse(text: &str) -> Result<PathElement, String> {
+    pub fn parse(text: &Text) -> Result<PathElement, String> {
+        if text.starts_with(FIELD) {
+            return Ok(PathElement::Field(text.clone()));
+        }
         if text.len() < 2 {
             return Err("key must be 2 characters long:".into());
         }
@@ -33,7 +65,6 @@ impl PathElement {
             return Err(format!("missing colon: {text}"));
         };
         match kind {
-            "f" => Ok(PathElement::Field(rest.into())),
             "v" => serde_json::from_str(rest).map(PathElement::Value).map_err(|e| e.to_string()),
             "k" => {
                 let keys: Map = serde_json::from_str(rest).map_err(|e| e.to_string())?;
@@ -50,28 +81,30 @@ impl PathElement {
         PathElement::Key(keys)
     }
 
-    /// The form in which `FieldsV1` carries it.
+    /// The form in which `FieldsV1` carries it: one for elements that are equal.
     pub fn serialize(&self) -> Text {
+        let mut out = Vec::new();
         match self {
-            PathElement::Field(name) => {
-                let mut out = Text::with_capacity(name.len() + 2);
-                out.push_str("f:");
-                out.push_str(name);
-                out
+            PathElement::Field(text) => return text.clone(),
+            PathElement::Index(i) => return format_compact!("i:{i}"),
+            PathElement::Value(value) => {
+                out.extend_from_slice(b"v:");
+                write(value, &mut out);
             }
-            PathElement::Value(value) => format_compact!("v:{value}"),
-            PathElement::Index(i) => format_compact!("i:{i}"),
             PathElement::Key(keys) => {
-                let mut out = Text::const_new("k:{");
+                out.extend_from_slice(b"k:{");
                 for (i, (name, value)) in keys.iter().enumerate() {
-                    let comma = if i == 0 { "" } else { "," };
-                    // Writing to a text cannot fail.
-                    let _ = write!(out, "{comma}{}:{value}", Value::String(name.clone()));
+                    if i > 0 {
+                        out.push(b',');
+                    }
+                    json::write_text(name, &mut out);
+                    out.push(b':');
+                    write(value, &mut out);
                 }
-                out.push('}');
-                out
+                out.push(b'}');
             }
         }
+        Text::from_utf8(out).unwrap_or_default()
     }
 
     fn rank(&self) -> u8 {
@@ -87,7 +120,7 @@ impl PathElement {
 impl fmt::Display for PathElement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            PathElement::Field(name) => write!(f, ".{name}"),
+            PathElement::Field(text) => write!(f, ".{}", field_name(text).unwrap_or(text)),
             PathElement::Key(keys) => {
                 let parts: Vec<String> = keys.iter().map(|(name, value)| format!("{name}={value}")).collect();
                 write!(f, "[{}]", parts.join(","))
@@ -183,6 +216,7 @@ pub fn compare(a: &Value, b: &Value) -> Ordering {
 /// Equality as apply sees it: `1` and `1.0` are the same, maps have no order.
 pub fn equal(a: &Value, b: &Value) -> bool {
     match (a, b) {
+        _ if a.is_shared_with(b) => true,
         (Value::Object(x), Value::Object(y)) => {
             x.len() == y.len() && x.iter().all(|(k, v)| y.get(k).is_some_and(|w| equal(v, w)))
         }

@@ -278,7 +278,7 @@ fn does_not_fit() {
     let error = with_manager(&live, NEWEST, |f| f.apply(&live, &other, "m", false)).unwrap_err();
     assert_eq!(error.code, 400);
     assert!(parse(Release::V1_20, b"- a").is_err() && parse(Release::V1_20, b"a: [").is_err());
-    assert!(Managed::decode(&json!([{"operation": "Other"}])).is_err());
+    assert!(Managed::decode(&json!([{"operation": "Other"}]), false).is_err());
 }
 
 #[test]

@@ -8,7 +8,7 @@ use std::fmt;
 use compact_str::CompactString;
 use pilothouse_apimachinery::json::{Map, Text, Value};
 
-use super::path::{Path, PathElement, equal};
+use super::path::{Path, PathElement, equal, field_name};
 use super::set::Set;
 use super::show;
 use super::types::{Atom, ListType, Scalar, Type};
@@ -94,12 +94,21 @@ impl fmt::Display for At<'_> {
 
 /// Checks that a value fits its schema. The text of the error is structured-merge-diff's.
 pub fn validate(type_: Type<'_>, value: &Value) -> Result<(), String> {
+    outcome(type_, value, false)
+}
+
+/// The same for an object that has been decoded: what its decoder has looked at is not looked at again.
+pub fn validate_decoded(type_: Type<'_>, value: &Value) -> Result<(), String> {
+    outcome(type_, value, true)
+}
+
+fn outcome(type_: Type<'_>, value: &Value, decoded: bool) -> Result<(), String> {
     let mut faults = Vec::new();
-    check(type_, value, &At::Root, &mut faults);
+    check(type_, value, decoded, &At::Root, &mut faults);
     if faults.is_empty() { Ok(()) } else { Err(joined(&faults)) }
 }
 
-fn check(type_: Type<'_>, value: &Value, at: &At<'_>, faults: &mut Faults) {
+fn check(type_: Type<'_>, value: &Value, decoded: bool, at: &At<'_>, faults: &mut Faults) {
     let fault = |faults: &mut Faults, text: String| faults.push((at.to_string(), text));
     if value.is_null() {
         return;
@@ -130,7 +139,7 @@ fn check(type_: Type<'_>, value: &Value, at: &At<'_>, faults: &mut Faults) {
                     Ok(element) => element,
                     Err(text) => return fault(faults, format!("element {i}: {text}")),
                 };
-                check(type_.element(), item, &At::Item(at, &element), faults);
+                check(type_.element(), item, decoded, &At::Item(at, &element), faults);
                 if list != ListType::Atomic && !seen.insert(element.clone()) {
                     fault(faults, format!("duplicate entries for key {element}"));
                 }
@@ -143,8 +152,9 @@ fn check(type_: Type<'_>, value: &Value, at: &At<'_>, faults: &mut Faults) {
             for (key, item) in map {
                 let below = At::Field(at, key);
                 match type_.field(key) {
-                    Some(field) => check(field, item, &below, faults),
-                    None if open => check(type_.element(), item, &below, faults),
+                    Some(field) if decoded && !field.has_items() => {}
+                    Some(field) => check(field, item, decoded, &below, faults),
+                    None if open => check(type_.element(), item, decoded, &below, faults),
                     None => return faults.push((below.to_string(), "field not declared in schema".into())),
                 }
             }
@@ -160,7 +170,7 @@ pub fn field_set(type_: Type<'_>, value: &Value, empty: bool) -> Set {
 
 /// The paths below a value, and whether the value is a path's end itself.
 fn collect(type_: Type<'_>, value: &Value, empty: bool) -> (Set, bool) {
-    let (mut members, mut children) = (Vec::new(), Vec::new());
+    let mut elements = Vec::new();
     match (type_.atom(Some(value)), value) {
         (Atom::Scalar(_) | Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. }, _) => {
             return (Set::default(), true);
@@ -168,31 +178,22 @@ fn collect(type_: Type<'_>, value: &Value, empty: bool) -> (Set, bool) {
         (Atom::List(list), Value::Array(items)) => {
             for (i, item) in items.iter().enumerate() {
                 if let Ok(element) = item_element(type_, list, i, item) {
-                    let (below, _) = collect(type_.element(), item, empty);
-                    if !below.is_empty() {
-                        children.push((element.clone(), below));
-                    }
-                    members.push(element);
+                    elements.push((element.serialize(), true, collect(type_.element(), item, empty).0));
                 }
             }
         }
         (Atom::Map { .. }, Value::Object(map)) => {
             for (key, item) in map {
-                let field = type_.field(key);
-                let element = PathElement::Field(key.clone());
-                let (below, end) = collect(field.unwrap_or_else(|| type_.element()), item, empty);
-                if !below.is_empty() {
-                    children.push((element.clone(), below));
-                }
+                let named = type_.field(key).is_some();
+                let (element, field) = type_.place(key);
+                let (below, end) = collect(field, item, empty);
                 let nothing = item.is_null() || item.as_object().is_some_and(Map::is_empty);
-                if end || (empty && nothing) || field.is_none() {
-                    members.push(element);
-                }
+                elements.push((element, end || (empty && nothing) || !named, below));
             }
         }
         _ => {}
     }
-    (Set::new(members, children), false)
+    (Set::new(elements), false)
 }
 
 /// What has changed from `old` to `new`, which must both fit the schema.
@@ -235,29 +236,24 @@ impl Difference {
 /// Puts together what the places below one contribute.
 #[derive(Default)]
 struct Parts {
-    removed: (Vec<PathElement>, Vec<(PathElement, Set)>),
-    changed: (Vec<PathElement>, Vec<(PathElement, Set)>),
+    removed: Vec<(Text, bool, Set)>,
+    changed: Vec<(Text, bool, Set)>,
 }
 
 impl Parts {
-    /// `element` is only made where it is needed.
-    fn add(&mut self, element: impl Fn() -> PathElement, difference: Difference) {
+    fn add(&mut self, element: &Text, difference: Difference) {
         let Difference { below, removed, changed } = difference;
-        for (into, below, itself) in
-            [(&mut self.removed, below.removed, removed), (&mut self.changed, below.changed, changed)]
+        for (parts, itself, below) in
+            [(&mut self.removed, removed, below.removed), (&mut self.changed, changed, below.changed)]
         {
-            if !below.is_empty() {
-                into.1.push((element(), below));
-            }
-            if itself {
-                into.0.push(element());
+            if itself || !below.is_empty() {
+                parts.push((element.clone(), itself, below));
             }
         }
     }
 
     fn together(self) -> Difference {
-        let set = |(members, children)| Set::new(members, children);
-        let below = Comparison { removed: set(self.removed), changed: set(self.changed) };
+        let below = Comparison { removed: Set::new(self.removed), changed: Set::new(self.changed) };
         Difference { below, ..Difference::default() }
     }
 }
@@ -267,10 +263,6 @@ fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Differen
     if let (None, Some(new)) = (old, new) {
         let below = Comparison { changed: added(type_, new), ..Comparison::default() };
         return Difference { below, changed: true, removed: false };
-    }
-    // Most of an object is the same before and after.
-    if old.is_some() && old == new {
-        return Difference::default();
     }
     let mut found = match (type_.atom(old), type_.atom(new)) {
         (atom, _) if new.is_none() => differ_as(atom, type_, old, new),
@@ -286,27 +278,18 @@ fn differ(type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Differen
 fn added(type_: Type<'_>, new: &Value) -> Set {
     match (type_.atom(Some(new)), new) {
         (Atom::List(list @ (ListType::Set | ListType::Map)), Value::Array(items)) => {
-            let (mut members, mut children) = (Vec::with_capacity(items.len()), Vec::new());
-            for (i, item) in items.iter().enumerate() {
-                let Ok(element) = item_element(type_, list, i, item) else { continue };
-                let below = added(type_.element(), item);
-                if !below.is_empty() {
-                    children.push((element.clone(), below));
-                }
-                members.push(element);
-            }
-            Set::new(members, children)
+            let elements = items.iter().enumerate().filter_map(|(i, item)| {
+                let element = item_element(type_, list, i, item).ok()?;
+                Some((element.serialize(), true, added(type_.element(), item)))
+            });
+            Set::new(elements.collect())
         }
         (Atom::Map { atomic: false, .. }, Value::Object(map)) => {
-            let (mut members, mut children) = (Vec::with_capacity(map.len()), Vec::new());
-            for (key, value) in map {
-                let below = added(type_.field(key).unwrap_or_else(|| type_.element()), value);
-                if !below.is_empty() {
-                    children.push((PathElement::Field(key.clone()), below));
-                }
-                members.push(PathElement::Field(key.clone()));
-            }
-            Set::in_order(members, children)
+            let elements = map.iter().map(|(key, value)| {
+                let (element, field) = type_.place(key);
+                (element, true, added(field, value))
+            });
+            Set::new(elements.collect())
         }
         _ => Set::default(),
     }
@@ -355,28 +338,28 @@ fn differ_as(atom: Atom, type_: Type<'_>, old: Option<&Value>, new: Option<&Valu
             if old_items.is_empty() && new_items.is_empty() {
                 return Difference::leaf(old, new);
             }
-            let named = |items: &[Value]| -> Vec<(PathElement, usize)> {
+            let named = |items: &[Value]| -> Vec<(Text, usize)> {
                 items
                     .iter()
                     .enumerate()
-                    .filter_map(|(i, item)| Some((item_element(type_, list, i, item).ok()?, i)))
+                    .filter_map(|(i, item)| Some((item_element(type_, list, i, item).ok()?.serialize(), i)))
                     .collect()
             };
             let (old_names, new_names) = (named(old_items), named(new_items));
             // Where a name stands twice, the first of the old and the last of the new items count.
-            let new_index: BTreeMap<&PathElement, usize> = new_names.iter().map(|(e, i)| (e, *i)).collect();
+            let new_index: BTreeMap<&Text, usize> = new_names.iter().map(|(e, i)| (e, *i)).collect();
             let mut seen = BTreeSet::new();
             for (element, i) in &old_names {
                 if seen.insert(element) {
-                    let other = new_index.get(element).map(|j| &new_items[*j]);
-                    let found = differ(type_.element(), Some(&old_items[*i]), other);
-                    parts.add(|| element.clone(), found);
+                    let (old, new) = (&old_items[*i], new_index.get(element).map(|j| &new_items[*j]));
+                    if Some(old) != new {
+                        parts.add(element, differ(type_.element(), Some(old), new));
+                    }
                 }
             }
             for (element, i) in &new_names {
                 if !seen.contains(element) {
-                    let found = differ(type_.element(), None, Some(&new_items[*i]));
-                    parts.add(|| element.clone(), found);
+                    parts.add(element, differ(type_.element(), None, Some(&new_items[*i])));
                 }
             }
         }
@@ -386,8 +369,11 @@ fn differ_as(atom: Atom, type_: Type<'_>, old: Option<&Value>, new: Option<&Valu
                 return Difference::leaf(old, new);
             }
             both(old_map, new_map, |key, old, new| {
-                let field = type_.field(key).unwrap_or_else(|| type_.element());
-                parts.add(|| PathElement::Field(key.clone()), differ(field, old, new));
+                // Most of an object is the same before and after.
+                if old != new {
+                    let (element, field) = type_.place(key);
+                    parts.add(&element, differ(field, old, new));
+                }
             });
         }
     }
@@ -452,11 +438,12 @@ pub fn remove(type_: Type<'_>, value: &Value, paths: &Set) -> Value {
                 .enumerate()
                 .filter_map(|(i, item)| {
                     let Ok(element) = item_element(type_, list, i, item) else { return Some(item.clone()) };
+                    let element = element.serialize();
                     if paths.has_member(&element) {
                         return None;
                     }
                     Some(match paths.child(&element) {
-                        Some(subset) => remove(type_.element(), item, subset),
+                        Some(subset) => remove(type_.element(), item, &subset),
                         None => item.clone(),
                     })
                 })
@@ -466,13 +453,12 @@ pub fn remove(type_: Type<'_>, value: &Value, paths: &Set) -> Value {
         (Atom::Map { atomic: false, .. }, Value::Object(map)) if !map.is_empty() => {
             let mut kept = Map::new();
             for (key, item) in map {
-                let element = PathElement::Field(key.clone());
+                let (element, field) = type_.place(key);
                 if paths.has_member(&element) {
                     continue;
                 }
-                let field = type_.field(key).unwrap_or_else(|| type_.element());
                 let item = match paths.child(&element) {
-                    Some(subset) => remove(field, item, subset),
+                    Some(subset) => remove(field, item, &subset),
                     None => item.clone(),
                 };
                 kept.insert(key.clone(), item);
@@ -489,9 +475,9 @@ pub fn reconcile(type_: Type<'_>, set: Set, live: &Value) -> Set {
     if type_.is_deduced() {
         return set;
     }
-    let mut change = Adaption::default();
-    change.look(type_, Some(&set), false, Some(live), &Way::Root);
-    let Adaption { remove, add } = change;
+    let mut change = Adaption { live, remove: Set::default(), add: Set::default() };
+    change.look(type_, &set, false, &Way::Root);
+    let Adaption { remove, add, .. } = change;
     if remove.is_empty() && add.is_empty() {
         return set;
     }
@@ -504,83 +490,90 @@ fn remove_members_only(set: &Set, removed: &Set) -> Set {
     set.intersection(removed)
 }
 
-/// The elements that lead to a place. Written out only where something is to be changed.
+/// The elements that lead to a place, and the types that they are in. Followed only where something is to be changed,
+/// or where the type does not say all.
 enum Way<'a> {
     Root,
-    Below(&'a Way<'a>, &'a PathElement),
+    Below(&'a Way<'a>, Type<'a>, &'a Text),
 }
 
 impl Way<'_> {
-    fn path(&self) -> Path {
+    /// The elements; none where one is none.
+    fn path(&self) -> Option<Path> {
         match self {
-            Way::Root => Path::new(),
-            Way::Below(above, element) => {
-                let mut path = above.path();
-                path.push((*element).clone());
-                path
+            Way::Root => Some(Path::new()),
+            Way::Below(above, _, element) => {
+                let mut path = above.path()?;
+                path.push(PathElement::parse(element).ok()?);
+                Some(path)
+            }
+        }
+    }
+
+    /// What an object has there.
+    fn value<'v>(&self, object: &'v Value) -> Option<&'v Value> {
+        match self {
+            Way::Root => Some(object),
+            Way::Below(above, type_, element) => {
+                let above = above.value(object)?;
+                match field_name(element) {
+                    Some(name) => above.get(name),
+                    None => find_item(*type_, above, &PathElement::parse(element).ok()?),
+                }
             }
         }
     }
 }
 
 /// What a change of the schema does to a set.
-#[derive(Default)]
-struct Adaption {
+struct Adaption<'v> {
+    live: &'v Value,
     remove: Set,
     add: Set,
 }
 
-impl Adaption {
-    fn look(&mut self, type_: Type<'_>, set: Option<&Set>, whole: bool, live: Option<&Value>, way: &Way<'_>) {
-        match type_.atom(live) {
+impl Adaption<'_> {
+    /// Looks at what is owned below a place. `whole` says that the place itself is, and nothing below it.
+    fn look(&mut self, type_: Type<'_>, set: &Set, whole: bool, way: &Way<'_>) {
+        let add = |set: &mut Set, member, below| {
+            if let Some(path) = way.path() {
+                *set = std::mem::take(set).union(Set::at(&path, member, below));
+            }
+        };
+        match type_.atom_of(|| way.value(self.live)) {
             Atom::Scalar(_) => {}
             Atom::List(ListType::Atomic) | Atom::Map { atomic: true, .. } => {
-                if !whole && set.is_some_and(|s| !s.is_empty()) {
-                    self.remove.insert(&way.path());
-                    self.add.insert(&way.path());
+                if !whole && !set.is_empty() {
+                    add(&mut self.remove, true, Set::default());
+                    add(&mut self.add, true, Set::default());
                 }
             }
             Atom::List(_) | Atom::Map { .. } => {
-                if whole && let Some(value) = live.filter(|v| v.is_array() || v.is_object()) {
+                if whole && let Some(value) = way.value(self.live).filter(|v| v.is_array() || v.is_object()) {
                     let (below, _) = collect(type_, value, false);
                     if !below.is_empty() {
-                        self.add.insert_below(&way.path(), below);
+                        add(&mut self.add, false, below);
                     }
                 }
-                let Some(set) = set else { return };
-                for (element, child) in set.children() {
-                    self.look_below(type_, element, Some(child), false, live, way);
-                }
-                for element in set.members() {
-                    if set.child(element).is_none() {
-                        self.look_below(type_, element, None, true, live, way);
-                    }
+                for (element, _, child) in set.elements() {
+                    self.look_below(type_, element, &child, way);
                 }
             }
         }
     }
 
-    fn look_below(
-        &mut self,
-        type_: Type<'_>,
-        element: &PathElement,
-        child: Option<&Set>,
-        whole: bool,
-        live: Option<&Value>,
-        way: &Way<'_>,
-    ) {
-        let (below, value) = match element {
-            PathElement::Field(name) => {
-                let field = match type_.field(name) {
-                    Some(field) => field,
-                    None if matches!(type_.atom(live), Atom::Map { open: true, .. }) => type_.element(),
-                    None => return,
-                };
-                (field, live.and_then(|live| live.get(name.as_str())))
-            }
-            _ => (type_.element(), live.and_then(|live| find_item(type_, live, element))),
+    fn look_below(&mut self, type_: Type<'_>, element: &Text, child: &Set, way: &Way<'_>) {
+        let below = match field_name(element) {
+            Some(name) => match type_.field(name) {
+                Some(field) => field,
+                None if matches!(type_.atom_of(|| way.value(self.live)), Atom::Map { open: true, .. }) => {
+                    type_.element()
+                }
+                None => return,
+            },
+            None => type_.element(),
         };
-        self.look(below, child, whole, value, &Way::Below(way, element));
+        self.look(below, child, child.is_empty(), &Way::Below(way, type_, element));
     }
 }
 

@@ -4,10 +4,11 @@
 use std::borrow::Cow;
 use std::sync::OnceLock;
 
-use pilothouse_apimachinery::json::Value;
+use pilothouse_apimachinery::json::{Text, Value};
 use pilothouse_apimachinery::version::Release;
 
-use crate::catalogue::{self, Catalogue, Field, Form, Shape, TypeId};
+use super::path::{FIELD, PathElement};
+use crate::catalogue::{self, Catalogue, Element, Field, Form, Shape, TypeId};
 use crate::crd::schema::Schema;
 
 /// How a list is owned.
@@ -128,6 +129,8 @@ pub fn is_atomic_struct(release: Release, full_name: &str) -> bool {
 #[derive(Debug)]
 pub struct Owned {
     field: &'static Field,
+    /// The field as an element of a path.
+    element: Text,
     /// How its list is owned.
     list: ListType,
     /// The keys of its items.
@@ -136,6 +139,8 @@ pub struct Owned {
     atomic: bool,
     /// Whether it takes back that its struct is owned as a whole.
     granular: bool,
+    /// Whether it is, or has somewhere below it, a list that is owned item by item.
+    has_items: bool,
 }
 
 /// How the types of a release are owned; worked out once.
@@ -163,8 +168,26 @@ impl Ownership {
                     .map(|field| owned(catalogue.release(), type_.full_name, field))
                     .collect(),
             });
-            Ownership { structs: structs.collect() }
+            let mut ownership = Ownership { structs: structs.collect() };
+            while ownership.find_items() {}
+            ownership
         })
+    }
+
+    /// Marks the fields of types that are known to have lists owned item by item; whether there were any.
+    fn find_items(&mut self) -> bool {
+        let known: Vec<bool> = self.structs.iter().map(|s| s.fields.iter().any(|f| f.has_items)).collect();
+        let mut found = false;
+        for field in self.structs.iter_mut().flat_map(|s| &mut s.fields).filter(|f| !f.has_items) {
+            field.has_items = match field.field.shape {
+                Shape::Struct(id) | Shape::List(Element::Struct(id)) | Shape::Map(Element::Struct(id)) => {
+                    known[id.index()]
+                }
+                _ => false,
+            };
+            found |= field.has_items;
+        }
+        found
     }
 
     fn get(&self, id: TypeId) -> &StructOwnership {
@@ -175,7 +198,17 @@ impl Ownership {
 fn owned(release: Release, owner: &str, field: &'static Field) -> Owned {
     let (list, keys) = list_ownership(release, owner, field);
     let atomic = release != Release::V1_20 && field.atomic;
-    Owned { field, list, keys, atomic, granular: owner.ends_with(".PersistentVolumeSpec") }
+    // The catalogue is never dropped, and a static text is copied for nothing.
+    let element: &'static str = Box::leak(format!("{FIELD}{}", field.json).into_boxed_str());
+    Owned {
+        field,
+        element: Text::const_new(element),
+        list,
+        keys,
+        atomic,
+        granular: owner.ends_with(".PersistentVolumeSpec"),
+        has_items: matches!(field.shape, Shape::List(_)) && list != ListType::Atomic,
+    }
 }
 
 /// How the list of a field is owned, and its keys. Where nothing is said, the merge strategy of patches decides.
@@ -220,6 +253,11 @@ impl<'a> Type<'a> {
 
     /// What a value is, seen through the type. Where the type says nothing, the value does; `None` and null are maps.
     pub fn atom(self, value: Option<&Value>) -> Atom {
+        self.atom_of(|| value)
+    }
+
+    /// The same of a value that is looked for only where the type does not say all.
+    pub fn atom_of<'v>(self, value: impl FnOnce() -> Option<&'v Value>) -> Atom {
         match self {
             Type::BuiltIn { catalogue, shape, field } => match shape {
                 Shape::Scalar(scalar) => match scalar {
@@ -240,12 +278,12 @@ impl<'a> Type<'a> {
                     | catalogue::Scalar::IntOrString => Atom::Scalar(Scalar::Untyped),
                     catalogue::Scalar::RawExtension
                     | catalogue::Scalar::FieldsV1
-                    | catalogue::Scalar::Json => Type::Any.atom(value),
+                    | catalogue::Scalar::Json => Type::Any.atom(value()),
                 },
                 Shape::Struct(id) => {
                     let type_ = catalogue.get(id);
                     if type_.form != Form::Object {
-                        return Type::Any.atom(value);
+                        return Type::Any.atom(value());
                     }
                     let atomic =
                         Ownership::of(catalogue).get(id).atomic && !field.is_some_and(|f| f.granular);
@@ -254,13 +292,13 @@ impl<'a> Type<'a> {
                 Shape::List(_) => Atom::List(field.map_or(ListType::Atomic, |f| f.list)),
                 Shape::Map(_) => Atom::Map { atomic: field.is_some_and(|f| f.atomic), open: true },
             },
-            Type::Custom { schema, resource } => custom_atom(schema, resource.is_some(), value),
-            Type::Any => match value {
+            Type::Custom { schema, resource } => custom_atom(schema, resource.is_some(), value()),
+            Type::Any => match value() {
                 Some(Value::Array(_)) => Atom::List(ListType::Atomic),
                 Some(Value::Object(_) | Value::Null) | None => Atom::Map { atomic: true, open: true },
                 Some(_) => Atom::Scalar(Scalar::Untyped),
             },
-            Type::Deduced => match value {
+            Type::Deduced => match value() {
                 Some(Value::Array(_)) => Atom::List(ListType::Atomic),
                 Some(Value::Object(_) | Value::Null) | None => Atom::Map { atomic: false, open: true },
                 Some(_) => Atom::Scalar(Scalar::Untyped),
@@ -291,6 +329,19 @@ impl<'a> Type<'a> {
             }
             _ => None,
         }
+    }
+
+    /// The place of a key of a map or struct: the element of its path, and its type.
+    pub fn place(self, key: &str) -> (Text, Type<'a>) {
+        match self.field(key) {
+            Some(field @ Type::BuiltIn { field: Some(owned), .. }) => (owned.element.clone(), field),
+            field => (PathElement::field(key).serialize(), field.unwrap_or_else(|| self.element())),
+        }
+    }
+
+    /// Whether a value of the type that has been decoded may still not fit it: where items of lists have to differ.
+    pub fn has_items(self) -> bool {
+        !matches!(self, Type::BuiltIn { field: Some(Owned { has_items: false, .. }), .. })
     }
 
     /// The type of a list's items, or of a map's entries.

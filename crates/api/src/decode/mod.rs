@@ -41,10 +41,66 @@ pub struct Decoded {
 
 /// Decodes JSON text.
 pub fn from_slice(schema: Schema, json: &[u8]) -> Result<Decoded, String> {
-    let mut deserializer = serde_json::Deserializer::from_slice(json);
+    // All text is looked at once here, and not each string by itself. Where it is no text the error tells the place.
+    match std::str::from_utf8(json) {
+        Ok(text) => read(schema, serde_json::Deserializer::from_str(text)),
+        Err(_) => read(schema, serde_json::Deserializer::from_slice(json)),
+    }
+}
+
+fn read<'de, R: serde_json::de::Read<'de>>(
+    schema: Schema,
+    mut deserializer: serde_json::Deserializer<R>,
+) -> Result<Decoded, String> {
     let decoded = decode(schema, &mut deserializer)?;
     deserializer.end().map_err(|e| e.to_string())?;
     Ok(decoded)
+}
+
+/// Whether decoding would leave a value as it is, without a fault, as far as that can be told at little cost: all but
+/// plain scalars has to be as in an object that is `known` to be decoded, best shared with it.
+pub fn is_decoded(schema: Schema, value: &Value, known: &Value) -> bool {
+    is_decoded_as(schema.catalogue, Shape::Struct(schema.type_.id), value, Some(known))
+}
+
+fn is_decoded_as(catalogue: &Catalogue, shape: Shape, value: &Value, known: Option<&Value>) -> bool {
+    if known.is_some_and(|known| known.is_shared_with(value)) {
+        return true;
+    }
+    match (shape, value) {
+        (Shape::Struct(id), Value::Object(map)) => {
+            let type_ = catalogue.get(id);
+            let known = |name: &str| known.and_then(|known| known.get(name));
+            let is_field = |name: &str, value: &Value| {
+                type_.field(name).is_some_and(|field| {
+                    let left_out = field.omitempty && !field.pointer && is_empty_scalar(value);
+                    (!left_out && is_decoded_as(catalogue, field.shape, value, known(name)))
+                        || (field.always_present() && known(name) == Some(value))
+                })
+            };
+            type_.form == Form::Object
+                && map.iter().all(|(name, value)| is_field(name, value))
+                && type_.always_present().all(|(_, field)| map.contains_key(field.json))
+        }
+        (Shape::List(element), Value::Array(items)) => items.iter().enumerate().all(|(i, item)| {
+            is_decoded_as(catalogue, element.into(), item, known.and_then(|known| known.get(i)))
+        }),
+        (Shape::Map(element), Value::Object(map)) => map.iter().all(|(name, item)| {
+            is_decoded_as(catalogue, element.into(), item, known.and_then(|known| known.get(name.as_str())))
+        }),
+        (Shape::Scalar(Scalar::String), Value::String(_)) | (Shape::Scalar(Scalar::Bool), Value::Bool(_)) => {
+            true
+        }
+        (Shape::Scalar(Scalar::Int32), Value::Number(n)) => {
+            n.as_i64().is_some_and(|n| i32::try_from(n).is_ok())
+        }
+        (Shape::Scalar(Scalar::Int64), Value::Number(n)) => n.is_i64(),
+        (Shape::Scalar(Scalar::Time), Value::String(text)) => {
+            Timestamp::parse(text).is_ok_and(|time| !time.is_zero() && time.rfc3339() == text.as_str())
+        }
+        (Shape::Scalar(_), value) => !value.is_null() && known == Some(value),
+        _ => false,
+    }
 }
 
 /// Decodes a JSON value.
@@ -502,7 +558,7 @@ impl<'de> Visitor<'de> for Seed<'_> {
                 if !sorted {
                     self.note_duplicates(&members);
                 }
-                Ok(Some(Value::Object(members.into_iter().collect())))
+                Ok(Some(Value::Object(Map::from(members))))
             }
             _ => Err(self.wrong("object")),
         }
@@ -689,6 +745,54 @@ mod tests {
         let v = json!({"spec": {"versions": [{"name": "v1", "schema": {"openAPIV3Schema": schema}}]}});
         let got = both(crd, v).unwrap();
         assert_eq!(got["spec"]["versions"][0]["schema"]["openAPIV3Schema"], schema);
+    }
+
+    /// What is taken for decoded is left as it is by decoding; what is shared with something decoded is taken for it.
+    #[test]
+    fn decoded_values_are_known() {
+        let pod = schema("", "v1", "Pod");
+        let known = json!({"metadata": {"name": "a", "labels": {"a": "b"}, "creationTimestamp": "2021-02-14T15:04:05Z"},
+            "spec": {"containers": [{"name": "c", "image": "i", "resources": {"limits": {"cpu": "100m"}},
+                "ports": [{"containerPort": 80}], "securityContext": {}, "livenessProbe": {"httpGet": {"port": "x"}}}],
+                "terminationGracePeriodSeconds": 0}, "status": {"conditions": [{"type": "Ready", "status": "True",
+                "lastProbeTime": null, "lastTransitionTime": "2021-02-14T15:04:05Z"}]}});
+        let known = from_value(pod, known).unwrap().object;
+        assert!(is_decoded(pod, &known, &known.clone()));
+        let shown = serde_json::to_string(&known).unwrap();
+        let read: Value = serde_json::from_str(&shown).unwrap();
+        assert!(is_decoded(pod, &read, &known) && !known.is_shared_with(&read));
+        let changes: &[(&str, Value, bool)] = &[
+            ("/metadata/labels/a", json!("other"), true),
+            ("/metadata/labels/a", json!(null), false),
+            ("/metadata/labels", json!({}), true),
+            ("/metadata/name", json!(""), false),
+            ("/metadata/name", json!(1), false),
+            ("/metadata/creationTimestamp", json!("2021-02-14T15:04:05Z"), true),
+            ("/metadata/creationTimestamp", json!("2021-02-14T17:04:05+02:00"), false),
+            ("/metadata/creationTimestamp", json!(null), false),
+            ("/spec/containers/0/image", json!("j"), true),
+            ("/spec/containers/0/ports/0/containerPort", json!(81), true),
+            ("/spec/containers/0/ports/0/containerPort", json!(0), true),
+            ("/spec/containers/0/ports/0/containerPort", json!(1_u64 << 40), false),
+            ("/spec/containers/0/ports/0", json!({"port": 1}), false),
+            ("/spec/containers/0/resources", json!(null), false),
+            ("/spec/containers/0/resources/limits/cpu", json!("0.1"), false),
+            ("/spec/containers/0", json!({"name": "d"}), false),
+            ("/spec/containers", json!([]), true),
+            ("/spec/terminationGracePeriodSeconds", json!(1), true),
+            ("/status/conditions/0/status", json!("False"), true),
+            ("/status/conditions/0/lastTransitionTime", json!("2022-02-14T15:04:05Z"), true),
+            ("/status/conditions", json!([null]), false),
+        ];
+        for (place, changed, expected) in changes {
+            let mut value = known.clone();
+            *value.pointer_mut(place).unwrap() = changed.clone();
+            assert_eq!(is_decoded(pod, &value, &known), *expected, "{place} {changed}");
+            if *expected {
+                let decoded = from_value(pod, value.clone()).unwrap();
+                assert_eq!((decoded.object, decoded.faults), (value, vec![]), "{place} {changed}");
+            }
+        }
     }
 
     #[test]

@@ -81,9 +81,9 @@ fn every_type_there_and_back() {
             let schema = Schema { catalogue, type_ };
             for seed in 0..4 {
                 let mut object = Random(seed).object(catalogue, type_, 0);
-                canonicalize(schema, &mut object);
+                canonicalize(schema, &mut object, None);
                 let mut back = decode_message(schema, &encode_message(schema, &object)).unwrap();
-                canonicalize(schema, &mut back);
+                canonicalize(schema, &mut back, None);
                 assert_eq!(object, back, "{} {seed}", type_.full_name);
             }
         }

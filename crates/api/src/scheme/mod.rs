@@ -9,6 +9,7 @@ mod versions;
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
+use foldhash::fast::RandomState;
 use pilothouse_apimachinery::json::Value;
 use pilothouse_apimachinery::version::{NEWEST, Release};
 
@@ -27,24 +28,40 @@ pub struct Scheme {
 struct Resources {
     /// By group, version, plural.
     sorted: Vec<Arc<Resource>>,
-    /// By group, then plural: the versions. Every request looks several resources up.
-    index: HashMap<Arc<str>, HashMap<Arc<str>, Vec<Arc<Resource>>>>,
+    /// By group, then plural. Every request looks several resources up.
+    index: HashMap<Arc<str>, HashMap<Arc<str>, Versions, RandomState>, RandomState>,
+}
+
+/// A resource in its versions.
+struct Versions {
+    all: Vec<Arc<Resource>>,
+    hub: Arc<Resource>,
 }
 
 impl Resources {
     fn new(mut resources: Vec<Arc<Resource>>) -> Arc<Resources> {
         resources.sort_by(|a, b| a.path().cmp(&b.path()));
-        let mut index: HashMap<_, HashMap<_, Vec<_>>> = HashMap::new();
+        let mut all: HashMap<(Arc<str>, Arc<str>), Vec<Arc<Resource>>> = HashMap::new();
         for r in &resources {
-            let group = index.entry(r.group.clone()).or_default();
-            group.entry(r.plural.clone()).or_default().push(r.clone());
+            all.entry((r.group.clone(), r.plural.clone())).or_default().push(r.clone());
+        }
+        let mut index: HashMap<Arc<str>, HashMap<_, _, _>, _> = HashMap::default();
+        for ((group, plural), versions) in &all {
+            let Some(first) = versions.first() else { continue };
+            let (hub_group, hub_version) = first.hub_version();
+            // A custom resource's storage version need not be served: any other will do then.
+            let hub = all
+                .get(&(hub_group.into(), plural.clone()))
+                .and_then(|versions| versions.iter().find(|r| &*r.version == hub_version))
+                .unwrap_or(first);
+            let versions = Versions { all: versions.clone(), hub: hub.clone() };
+            index.entry(group.clone()).or_default().insert(plural.clone(), versions);
         }
         Arc::new(Resources { sorted: resources, index })
     }
 
-    /// A resource in its versions.
-    fn versions(&self, group: &str, plural: &str) -> &[Arc<Resource>] {
-        self.index.get(group).and_then(|group| group.get(plural)).map_or(&[], Vec::as_slice)
+    fn versions(&self, group: &str, plural: &str) -> Option<&Versions> {
+        self.index.get(group)?.get(plural)
     }
 }
 
@@ -84,27 +101,15 @@ impl Scheme {
         self.release
     }
 
-    fn find(&self, group: &str, version: &str, plural: &str) -> Option<&Arc<Resource>> {
-        self.resources.versions(group, plural).iter().find(|r| &*r.version == version)
-    }
-
     /// The resource that requests name by group, version and plural, if it is served.
     pub fn resource(&self, group: &str, version: &str, plural: &str) -> Option<Arc<Resource>> {
-        self.find(group, version, plural).filter(|r| r.served).cloned()
+        let mut versions = self.resources.versions(group, plural)?.all.iter();
+        versions.find(|r| &*r.version == version && r.served).cloned()
     }
 
     /// The hub version of a resource, by a group it is served in.
     pub fn hub(&self, group: &str, plural: &str) -> Option<Arc<Resource>> {
-        self.hub_of(self.resources.versions(group, plural).first()?)
-    }
-
-    /// The hub version of a resource.
-    pub fn hub_of(&self, resource: &Resource) -> Option<Arc<Resource>> {
-        let (group, version) = resource.hub_version();
-        // A custom resource's storage version need not be served: any other will do then.
-        self.find(group, version, &resource.plural)
-            .or_else(|| self.find(&resource.group, &resource.version, &resource.plural))
-            .cloned()
+        Some(self.resources.versions(group, plural)?.hub.clone())
     }
 
     /// The resource of a kind, if it is served. Of several (no kind has that today), the one without a slash.

@@ -22,12 +22,12 @@ impl Resource {
         }
     }
 
-    /// The same for a value: a patch's result.
-    pub fn decode_value(&self, value: Value) -> Result<Decoded> {
+    /// The same for a value: the result of a patch of a `known` object, if there is one.
+    pub fn decode_value(&self, value: Value, known: Option<&Value>) -> Result<Decoded> {
         match self.schema() {
             Some(schema) => {
                 let also_in = |group: &str, version: &str| self.has_version(group, version);
-                request::decode_value(&self.expected(&also_in), schema, value)
+                request::decode_value(&self.expected(&also_in), schema, value, known)
             }
             None => self.custom_value(value, b"{}"),
         }

@@ -241,7 +241,7 @@ impl Resource {
             let mut object = json!({"apiVersion": &*self.api_version, "kind": &*self.kind});
             if !self.is_custom() {
                 object["metadata"] = json!({});
-                self.canonicalize(&mut object);
+                self.canonicalize(&mut object, None);
             }
             object
         })

@@ -181,7 +181,7 @@ fn objects_inside_of_custom_ones_have_proper_metadata() {
         .resource("e.com", "v1", "as")
         .unwrap();
     let object = json!({"apiVersion": "e.com/v1", "kind": "A", "metadata": {"name": "a"}, "inner": {"metadata": {"name": "b", "odd": 1}, "odd": 1}});
-    let decoded = resource.decode_value(object).unwrap();
+    let decoded = resource.decode_value(object, None).unwrap();
     assert_eq!(decoded.object["inner"], json!({"metadata": {"name": "b"}, "odd": 1}));
     assert_eq!(decoded.faults, ["unknown field \"inner.metadata.odd\""]);
 }

@@ -36,7 +36,7 @@ impl Resource {
         match &self.body {
             Body::BuiltIn { version, .. } => {
                 convert::from_hub(version, object);
-                self.canonicalize(object);
+                self.canonicalize(object, None);
             }
             Body::Custom { .. } => set_api_version(object, &self.api_version),
         }
@@ -63,14 +63,15 @@ impl Resource {
         }
     }
 
-    /// Canonical form of an object in this version: what is empty goes, what is always there comes.
-    pub fn canonicalize(&self, object: &mut Value) {
+    /// Canonical form of an object in this version: what is empty goes, what is always there comes. What is shared with
+    /// a `known` object in that form need not be looked at.
+    pub fn canonicalize(&self, object: &mut Value, known: Option<&Value>) {
         if let Some(schema) = self.schema() {
-            canonicalize(schema, object);
+            canonicalize(schema, object, known);
         } else if let (Some(schema), Some(metadata)) =
             (self.metadata_schema(), object.get_mut("metadata").filter(|m| m.is_object()))
         {
-            canonicalize(schema, metadata);
+            canonicalize(schema, metadata, known.and_then(|known| known.get("metadata")));
         }
     }
 
@@ -104,13 +105,13 @@ impl Resource {
             (Body::BuiltIn { .. }, Some((version, schema))) => {
                 convert::from_hub(version, &mut object);
                 if let Some(schema) = schema {
-                    canonicalize(schema, &mut object);
+                    canonicalize(schema, &mut object, None);
                 }
             }
             _ => {
                 let (group, version) = self.storage_version();
                 set_api_version(&mut object, &api_version(&group, &version));
-                self.canonicalize(&mut object);
+                self.canonicalize(&mut object, None);
             }
         }
         object

@@ -57,6 +57,17 @@ impl Map {
         }
     }
 
+    /// An object of members that are sorted by name, each name once.
+    pub fn from_sorted(members: Vec<(Text, Value)>) -> Map {
+        debug_assert!(members.is_sorted_by(|(a, _), (b, _)| a < b));
+        if members.is_empty() { Map(None) } else { Map(Some(Arc::new(members))) }
+    }
+
+    /// Whether this and another are copies of one object that share all it holds.
+    pub fn is_shared_with(&self, other: &Map) -> bool {
+        matches!((&self.0, &other.0), (Some(a), Some(b)) if Arc::ptr_eq(a, b))
+    }
+
     /// The member of a name.
     pub fn get(&self, name: &str) -> Option<&Value> {
         self.position(name).map(|at| &self.members()[at].1)
@@ -241,10 +252,9 @@ impl IndexMut<&str> for Map {
     }
 }
 
-impl<K: Into<Text>, V: Into<Value>> FromIterator<(K, V)> for Map {
+impl From<Vec<(Text, Value)>> for Map {
     /// Of members of one name the last counts.
-    fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Map {
-        let mut members: Members = iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect();
+    fn from(mut members: Vec<(Text, Value)>) -> Map {
         if !members.is_sorted_by(|(a, _), (b, _)| a < b) {
             members.sort_by(|(a, _), (b, _)| a.cmp(b));
             // Of neighbours of one name `dedup_by` would leave the first.
@@ -256,7 +266,14 @@ impl<K: Into<Text>, V: Into<Value>> FromIterator<(K, V)> for Map {
                 same
             });
         }
-        if members.is_empty() { Map(None) } else { Map(Some(Arc::new(members))) }
+        Map::from_sorted(members)
+    }
+}
+
+impl<K: Into<Text>, V: Into<Value>> FromIterator<(K, V)> for Map {
+    /// Of members of one name the last counts.
+    fn from_iter<I: IntoIterator<Item = (K, V)>>(iter: I) -> Map {
+        Map::from(iter.into_iter().map(|(k, v)| (k.into(), v.into())).collect::<Members>())
     }
 }
 
@@ -342,6 +359,11 @@ impl Array {
     /// An empty list.
     pub fn new() -> Array {
         Array::default()
+    }
+
+    /// Whether this and another are copies of one list that share all it holds.
+    pub fn is_shared_with(&self, other: &Array) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 }
 

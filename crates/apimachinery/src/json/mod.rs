@@ -5,16 +5,20 @@
 
 mod convert;
 mod map;
+mod read;
 mod serde;
 #[cfg(test)]
 mod tests;
 mod value;
+mod write;
 
 pub use map::{Array, Entry, Iter, IterMut, Map};
+pub use read::from_slice;
 pub use serde::{Name, from_value, to_value};
 #[doc(hidden)]
 pub use serde_json;
 pub use value::{Key, Number, Text, Value, index};
+pub use write::{to_vec, write, write_text};
 
 /// A value written as JSON, with expressions in it, as `serde_json::json!` has it.
 #[doc(hidden)]

@@ -106,7 +106,7 @@ impl<'de> Visitor<'de> for Reader {
         while let Some(Name(name)) = map.next_key()? {
             members.push((name, map.next_value()?));
         }
-        Ok(Value::Object(members.into_iter().collect()))
+        Ok(Value::Object(Map::from(members)))
     }
 }
 

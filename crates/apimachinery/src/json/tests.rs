@@ -194,3 +194,24 @@ fn paths() {
     assert!(!has(&v, &["status"]));
     assert!(deeper_than(&json!([[[]]]), 1) && !deeper_than(&json!([[[]]]), 2));
 }
+
+#[test]
+fn what_is_equal_is_shared() {
+    let old = json!({"a": {"b": [1, {"c": 2}], "d": {"e": 1}}, "f": [1]});
+    let mut new: Value = serde_json::from_str(&old.to_string()).unwrap();
+    new["a"]["d"]["e"] = json!(2);
+    let expected = new.clone();
+    assert!(!new.share(&old));
+    assert_eq!(new, expected);
+    assert!(new["a"]["b"].is_shared_with(&old["a"]["b"]) && new["f"].is_shared_with(&old["f"]));
+    assert!(!new["a"].is_shared_with(&old["a"]));
+    let mut same: Value = serde_json::from_str(&old.to_string()).unwrap();
+    assert!(same.share(&old) && same.is_shared_with(&old));
+    for (mut other, is) in
+        [(json!({"a": 1}), false), (json!([1]), false), (json!(null), false), (old.clone(), true)]
+    {
+        assert_eq!(other.share(&old), is);
+    }
+    let mut longer = json!([1, 2]);
+    assert!(!longer.share(&json!([1])) && longer == json!([1, 2]));
+}

@@ -123,6 +123,69 @@ impl Value {
         }
     }
 
+    /// Whether this and another are copies of one list or object that share all they hold: equal without a look at it.
+    pub fn is_shared_with(&self, other: &Value) -> bool {
+        match (self, other) {
+            (Value::Array(a), Value::Array(b)) => a.is_shared_with(b),
+            (Value::Object(a), Value::Object(b)) => a.is_shared_with(b),
+            _ => false,
+        }
+    }
+
+    /// Makes all that is equal in another value a shared copy of it, below a place that differs, too. Whether the two are
+    /// equal.
+    pub fn share(&mut self, other: &Value) -> bool {
+        if self.is_shared_with(other) {
+            return true;
+        }
+        let equal = match (&mut *self, other) {
+            (Value::Object(new), Value::Object(old)) => {
+                let mut equal = new.len() == old.len();
+                for (name, value) in new.iter_mut() {
+                    equal &= old.get(name).is_some_and(|old| value.share(old));
+                }
+                equal
+            }
+            (Value::Array(new), Value::Array(old)) => {
+                let mut equal = new.len() == old.len();
+                for (value, old) in new.iter_mut().zip(old) {
+                    equal &= value.share(old);
+                }
+                equal
+            }
+            (new, old) => return new == old,
+        };
+        if equal {
+            *self = other.clone();
+        }
+        equal
+    }
+
+    /// The list or object with those items or members in place of which `change` gives others; `None` where it gives none.
+    pub fn with_changed(&self, change: impl Fn(&Value) -> Option<Value>) -> Option<Value> {
+        match self {
+            Value::Array(items) => {
+                let mut changed: Option<Array> = None;
+                for (i, item) in items.iter().enumerate() {
+                    if let Some(item) = change(item) {
+                        changed.get_or_insert_with(|| items.clone())[i] = item;
+                    }
+                }
+                changed.map(Value::Array)
+            }
+            Value::Object(map) => {
+                let mut changed: Option<Map> = None;
+                for (name, item) in map {
+                    if let Some(item) = change(item) {
+                        changed.get_or_insert_with(|| map.clone()).insert(name.clone(), item);
+                    }
+                }
+                changed.map(Value::Object)
+            }
+            _ => None,
+        }
+    }
+
     /// The member of a name or the item of a number, if this is an object or a list that has it.
     pub fn get(&self, key: impl Key) -> Option<&Value> {
         key.of(self)
@@ -304,7 +367,7 @@ impl<K: Key> ops::IndexMut<K> for Value {
 /// Compact JSON.
 impl fmt::Display for Value {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&serde_json::to_string(self).map_err(|_| fmt::Error)?)
+        f.write_str(&String::from_utf8(super::to_vec(self)).map_err(|_| fmt::Error)?)
     }
 }
 

@@ -4,7 +4,7 @@ use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use parking_lot::Mutex;
-use pilothouse_apimachinery::json::{Map, Value};
+use pilothouse_apimachinery::json::{self, Map, Value};
 use serde_json::value::RawValue;
 
 use crate::negotiate::{Media, Shape};
@@ -136,14 +136,11 @@ fn write_members<'a>(
         if !std::mem::take(first) {
             out.push(b',');
         }
-        // Writing to memory cannot fail, and every Value is JSON.
-        let _ = serde_json::to_writer(&mut *out, k.as_str());
+        json::write_text(k, out);
         out.push(b':');
         match text {
             Some((name, text)) if k == name => out.extend_from_slice(text.get().as_bytes()),
-            _ => {
-                let _ = serde_json::to_writer(&mut *out, v);
-            }
+            _ => json::write(v, out),
         }
     }
 }
@@ -233,7 +230,7 @@ impl Entry {
             return v.clone();
         }
         // The bytes were made from a Value: they are JSON.
-        let v = Arc::new(serde_json::from_slice(&self.body).unwrap_or(Value::Null));
+        let v = Arc::new(json::from_slice(&self.body).unwrap_or(Value::Null));
         if self.keep {
             return self.parsed.get_or_init(|| v).clone();
         }

@@ -125,7 +125,7 @@ async fn put(
     raw: Option<&RawValue>,
     dry_run: bool,
 ) -> Result<Option<Object>, Status> {
-    endpoint.hub.canonicalize(&mut object);
+    endpoint.hub.canonicalize(&mut object, None);
     if dry_run {
         if endpoint.storage.get(key).await?.is_some() {
             return Ok(None);

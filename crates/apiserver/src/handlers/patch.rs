@@ -185,7 +185,7 @@ fn keep_raw(call: &Call, current: &Entry, old: &Value, applied: &Value) {
 fn patched(call: &Call, old: &Value, patch: &Patch, options: &WriteOptions) -> Result<Value, Status> {
     let before = fields::shown(&call.endpoint, old);
     let document = || patch.patched(call, &before);
-    match call.endpoint.resource.decode_value(document()?) {
+    match call.endpoint.resource.decode_value(document()?, Some(&before)) {
         Ok(decoded) => {
             let object = complete(call, decoded, options.field_validation)?;
             check_name(call, &object)?;
@@ -232,7 +232,7 @@ async fn apply_to(
         }
         Ok::<_, Status>(merged)
     };
-    match endpoint.resource.decode_value(merged().await?) {
+    match endpoint.resource.decode_value(merged().await?, live.as_deref()) {
         Ok(decoded) => complete(call, decoded, options.field_validation),
         Err(e) => Err(unreadable(&merged().await?, &e)),
     }

@@ -104,9 +104,11 @@ fn decode(call: &Call, body: &[u8], media: Media, validation: FieldValidation) -
 /// Reads a patched document as a scale; 422 where it is none.
 fn decode_patched(call: &Call, document: Value) -> Result<Value, Status> {
     let shown = document.to_string();
-    request::decode_value(&expected(call), schema(call)?, document).map(|decoded| decoded.object).map_err(
-        |e| Status::invalid("", "", "", &vec![field::invalid(&Path::new("patch"), shown, &e.message)]),
-    )
+    request::decode_value(&expected(call), schema(call)?, document, None)
+        .map(|decoded| decoded.object)
+        .map_err(|e| {
+            Status::invalid("", "", "", &vec![field::invalid(&Path::new("patch"), shown, &e.message)])
+        })
 }
 
 fn check(call: &Call, scale: &Value) -> Result<(), Status> {

@@ -171,7 +171,7 @@ pub async fn commit(
         }
         _ => None,
     };
-    endpoint.hub.canonicalize(&mut object);
+    endpoint.hub.canonicalize(&mut object, Some(old));
     let done = put(attempt, old, object, ends, dry_run).await;
     if let Some(settle) = settle {
         settle(matches!(done, Ok(Step::Done(_))) && !dry_run);

@@ -43,7 +43,7 @@ impl Gvk {
     pub fn canonical(&self, release: Release, object: Value) -> Result<Value, Status> {
         let schema = self.schema(release)?;
         let mut object = decode::from_value(schema, object).map_err(Status::internal)?.object;
-        pilothouse_api::normalize::canonicalize(schema, &mut object);
+        pilothouse_api::normalize::canonicalize(schema, &mut object, None);
         object["apiVersion"] = self.api_version().into();
         object["kind"] = self.kind.into();
         Ok(object)

@@ -1,12 +1,19 @@
 //! The members of the etcd cluster, and which one is in use.
 
 use std::future::Future;
+use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use etcd_client::{Channel, Client, ConnectOptions, GetOptions, TlsOptions};
 use futures::future::join_all;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::TokioIo;
+use pilothouse_component_base::batched::Batched;
+use tokio::net::TcpStream;
 use tokio::time::Instant;
+use tonic::codegen::http::Uri;
+use tower::{Service, ServiceExt};
 
 use super::convert;
 use crate::Error;
@@ -44,7 +51,8 @@ impl Endpoints {
         let mut all = Vec::with_capacity(urls.len());
         for url in urls {
             let fault = |e: &dyn std::error::Error| Error::Broken(format!("etcd endpoint {url}: {e}"));
-            let channel = Channel::Tonic(connection(url, tls).map_err(|e| fault(&e))?.connect_lazy());
+            let endpoint = connection(url, tls).map_err(|e| fault(&e))?;
+            let channel = Channel::Tonic(endpoint.connect_with_connector_lazy(connector()));
             let options = ConnectOptions::new().with_require_leader(true);
             let client = Client::from_channel(channel, Some(options)).await.map_err(|e| fault(&e))?;
             all.push(Endpoint { url: url.clone(), client });
@@ -164,11 +172,21 @@ fn connection(url: &str, tls: &TlsOptions) -> Result<tonic::transport::Endpoint,
         .keep_alive_timeout(Duration::from_secs(5))
         .keep_alive_while_idle(false)
         .connect_timeout(Duration::from_secs(3))
-        .tcp_keepalive(Some(Duration::from_secs(30)))
         .initial_stream_window_size(WINDOW)
         .initial_connection_window_size(WINDOW);
     if url.starts_with("https://") { endpoint.tls_config(tls.clone()) } else { Ok(endpoint) }
 }
+
+/// What makes the connection to a member.
+fn connector() -> impl Service<Uri, Response = Io, Error = io::Error, Future: Send> + Send + 'static {
+    let mut connector = HttpConnector::new();
+    connector.enforce_http(false);
+    connector.set_nodelay(true);
+    connector.set_keepalive(Some(Duration::from_secs(30)));
+    connector.map_response(|stream| TokioIo::new(Batched::new(stream.into_inner()))).map_err(io::Error::other)
+}
+
+type Io = TokioIo<Batched<TcpStream>>;
 
 fn cause(e: Error) -> String {
     match e {

@@ -8,7 +8,7 @@ fn create(version: &str, body: &Value) -> Result<Value, Vec<(String, String)>> {
     let scheme = Scheme::new(Release::V1_20);
     let resource = scheme.resource("apiextensions.k8s.io", version, "customresourcedefinitions").unwrap();
     let context = resource.context("", false);
-    let mut object = resource.decode_value(body.clone()).unwrap().object;
+    let mut object = resource.decode_value(body.clone(), None).unwrap().object;
     resource.to_hub(&mut object, &context);
     resource.prepare_create(&mut object, &context);
     let mut faults: Vec<(String, String)> =

@@ -38,8 +38,9 @@ pub(super) fn pod(new: &Value, old: &Value, rules: &Rules) -> ErrorList {
         }
     }
     errs.extend(only_added_tolerations(new_spec, old_spec, &path.child("tolerations")));
-    let munged = munge(new_spec, old_spec, rules);
-    if !same(&munged, old_spec) {
+    let munged =
+        if new_spec.is_shared_with(old_spec) { None } else { Some(munge(new_spec, old_spec, rules)) };
+    if let Some(munged) = munged.filter(|munged| !same(munged, old_spec)) {
         let fields = if rules.today {
             "`spec.containers[*].image`,`spec.initContainers[*].image`,`spec.activeDeadlineSeconds`,`spec.tolerations` (only additions to existing tolerations),`spec.terminationGracePeriodSeconds` (allow it to be set to 1 if it was previously negative)"
         } else {

@@ -165,7 +165,7 @@ impl Webhooks {
             let back = self.objects.in_version(&r.group, &r.resource, changed, &own).await;
             return back.map_err(|e| e.message);
         };
-        let mut object = resource.decode_value(changed).map_err(|e| e.message)?.object;
+        let mut object = resource.decode_value(changed, None).map_err(|e| e.message)?.object;
         let context = resource.context("", true);
         resource.to_hub(&mut object, &context);
         Ok(object)
