@@ -299,6 +299,8 @@ async fn connection(
         .max_concurrent_streams(max_streams)
         .initial_stream_window_size(256 * 1024)
         .initial_connection_window_size(4 << 20)
+        // What a stream holds that its client does not take: there may be thousands of watches.
+        .max_send_buf_size(64 * 1024)
         .keep_alive_interval(Some(Duration::from_secs(30)))
         .keep_alive_timeout(Duration::from_secs(30));
     // Connections of HTTP/1.1 may become others, which need not flush what they write.

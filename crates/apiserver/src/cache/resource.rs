@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::ops::Bound;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -79,8 +80,84 @@ pub struct ResourceCache {
     codec: Arc<dyn Codec>,
     window: Window,
     state: RwLock<State>,
+    /// Tells watchers of changes.
+    bell: Arc<Bell>,
+}
+
+/// How long watchers are left alone after they have been told of changes: three times what it takes to wake one of them
+/// and to send it so much, so that a quarter of the time goes to watchers while changes come without a pause.
+const REST_PER_WATCHER: Duration = Duration::from_micros(15);
+const REST_PER_KIB: Duration = Duration::from_micros(6);
+/// No watcher waits longer than this.
+const LONGEST_REST: Duration = Duration::from_millis(500);
+
+/// Tells watchers of changes. The first change after a rest is told at once. Those that follow are told together: to
+/// wake a thousand watchers for each of them would be all that the server does, and writers would stand still.
+struct Bell {
     /// Number of the next change: watchers wait for it to move.
     next: watch::Sender<u64>,
+    /// Bytes that watchers have sent since they were told last.
+    sent: AtomicU64,
+    state: Mutex<BellState>,
+}
+
+#[derive(Default)]
+struct BellState {
+    next: u64,
+    told: Option<Instant>,
+    /// Whether a task is waiting for the rest to end.
+    waiting: bool,
+}
+
+impl Bell {
+    fn new() -> Arc<Bell> {
+        Arc::new(Bell { next: watch::channel(0).0, sent: AtomicU64::new(0), state: Mutex::default() })
+    }
+
+    fn ring(self: &Arc<Bell>, next: u64) {
+        let mut state = self.state.lock();
+        state.next = next;
+        if state.waiting {
+            return;
+        }
+        let now = Instant::now();
+        match self.rested(&state).filter(|rested| *rested > now) {
+            None => self.tell(&mut state),
+            Some(rested) => {
+                state.waiting = true;
+                tokio::spawn(self.clone().tell_at(rested));
+            }
+        }
+    }
+
+    async fn tell_at(self: Arc<Bell>, mut at: Instant) {
+        loop {
+            tokio::time::sleep_until(at).await;
+            let mut state = self.state.lock();
+            match self.rested(&state).filter(|rested| *rested > Instant::now()) {
+                // More has been sent meanwhile.
+                Some(later) => at = later,
+                None => {
+                    state.waiting = false;
+                    return self.tell(&mut state);
+                }
+            }
+        }
+    }
+
+    /// When watchers may be told again; none where they never have been.
+    fn rested(&self, state: &BellState) -> Option<Instant> {
+        let watchers = u32::try_from(self.next.receiver_count()).unwrap_or(u32::MAX);
+        let kib = u32::try_from(self.sent.load(Ordering::Relaxed) >> 10).unwrap_or(u32::MAX);
+        let rest = REST_PER_WATCHER.saturating_mul(watchers) + REST_PER_KIB.saturating_mul(kib);
+        state.told.map(|told| told + rest.min(LONGEST_REST))
+    }
+
+    fn tell(&self, state: &mut BellState) {
+        state.told = Some(Instant::now());
+        self.sent.store(0, Ordering::Relaxed);
+        self.next.send_replace(state.next);
+    }
 }
 
 /// Why a watcher cannot go on.
@@ -116,7 +193,7 @@ pub struct Snapshot {
 impl ResourceCache {
     /// An empty cache.
     pub fn new(codec: Arc<dyn Codec>, window: Window) -> ResourceCache {
-        ResourceCache { codec, window, state: RwLock::default(), next: watch::channel(0).0 }
+        ResourceCache { codec, window, state: RwLock::default(), bell: Bell::new() }
     }
 
     /// How objects of the resource are read.
@@ -141,7 +218,7 @@ impl ResourceCache {
         s.revision = revision;
         s.epoch += 1;
         drop(s);
-        self.next.send_modify(|_| {});
+        self.bell.next.send_modify(|_| {});
     }
 
     /// Applies one change. Changes that the objects already contain are left out.
@@ -181,7 +258,7 @@ impl ResourceCache {
         }
         let next = s.first + s.history.len() as u64;
         drop(s);
-        self.next.send_replace(next);
+        self.bell.ring(next);
     }
 
     /// One object.
@@ -252,12 +329,17 @@ impl ResourceCache {
 
     /// Tells of changes: [`watch::Receiver::changed`] returns when there is something new to [`ResourceCache::read`].
     pub fn subscribe(&self) -> watch::Receiver<u64> {
-        self.next.subscribe()
+        self.bell.next.subscribe()
+    }
+
+    /// Notes that a watcher has sent so many bytes.
+    pub fn sent(&self, bytes: usize) {
+        self.bell.sent.fetch_add(bytes as u64, Ordering::Relaxed);
     }
 
     /// How many watchers there are.
     pub fn watchers(&self) -> usize {
-        self.next.receiver_count()
+        self.bell.next.receiver_count()
     }
 }
 
@@ -379,6 +461,49 @@ mod tests {
         c.replace(Vec::new(), 40);
         assert_eq!(revisions(&c, &mut fast), Err(Lost::Behind));
         assert_eq!(c.cursor_after(15), Err(Lost::TooOld { floor: 40 }));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn watchers_are_told_at_once_and_then_of_many_changes_together() {
+        let c = cache(Window::default());
+        let mut watchers: Vec<_> = (0..200).map(|_| c.subscribe()).collect();
+        let mut told = || {
+            let told: Vec<bool> = watchers.iter_mut().map(|w| w.has_changed().unwrap()).collect();
+            watchers.iter_mut().for_each(watch::Receiver::mark_unchanged);
+            assert!(told.iter().all(|t| *t == told[0]));
+            told[0]
+        };
+        let change = |revision| c.apply("a/1", Some(entry("a/1", revision, "n")), revision);
+        let after = |ms| tokio::time::sleep(Duration::from_millis(ms));
+        assert!(!told());
+        change(11);
+        assert!(told());
+        change(12);
+        change(13);
+        assert!(!told());
+        after(5).await;
+        assert!(told());
+        after(5).await;
+        assert!(!told());
+        change(14);
+        assert!(told());
+        // Much to send, even where it is only seen while somebody waits already.
+        change(15);
+        c.sent(20 << 20);
+        after(5).await;
+        assert!(!told());
+        after(150).await;
+        assert!(told());
+        c.sent(1 << 40);
+        change(16);
+        after(450).await;
+        assert!(!told());
+        after(60).await;
+        assert!(told());
+        // What the cache was read for anew is told at once.
+        change(17);
+        c.replace(Vec::new(), 20);
+        assert!(told());
     }
 
     #[test]

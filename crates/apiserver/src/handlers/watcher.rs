@@ -21,8 +21,9 @@ const BOOKMARK_EVERY: Duration = Duration::from_secs(60);
 const BOOKMARK_BEFORE_END: Duration = Duration::from_secs(2);
 /// How many changes are looked at in one go.
 const BATCH: usize = 500;
-/// A piece of a stream grows to about this size before it is sent.
-const PIECE: usize = 32 * 1024;
+/// A piece of a stream grows to about this size before it is sent: a frame of HTTP/2. A thousand watchers that cannot
+/// keep up hold one each.
+const PIECE: usize = 16 * 1024;
 
 /// Type of a watch event.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -103,6 +104,8 @@ pub struct Watcher {
     /// Revision of the initial objects, where their end is to be marked.
     mark: Option<u64>,
     cursor: Cursor,
+    /// Changes that have been read and not been sent.
+    unsent: VecDeque<Arc<Change>>,
     changed: watch::Receiver<u64>,
     bookmark_at: Option<Instant>,
     end: Instant,
@@ -169,6 +172,7 @@ impl Watcher {
             converted: false,
             mark,
             cursor,
+            unsent: VecDeque::new(),
             changed,
             bookmark_at,
             end,
@@ -217,24 +221,25 @@ impl Watcher {
             return Ok(Some(joined(piece)));
         }
 
-        // Seen before the changes are read: a change that comes in between is not missed.
-        self.changed.borrow_and_update();
-        let applied = self.cache.applied();
-        loop {
-            // A watcher that fell behind ends; its client lists or watches again.
-            let changes = self.resource.read(&mut self.cursor, BATCH).map_err(|_| None)?;
-            if changes.is_empty() {
-                break;
+        let mut applied = None;
+        while size < PIECE {
+            if self.unsent.is_empty() {
+                // Seen before the changes are read: a change that comes in between is not missed.
+                self.changed.borrow_and_update();
+                applied = Some(self.cache.applied());
+                // A watcher that fell behind ends; its client lists or watches again.
+                self.unsent = self.resource.read(&mut self.cursor, BATCH).map_err(|_| None)?.into();
             }
-            for change in &changes {
-                self.seen = change.revision;
-                if let Some(frame) = self.frame(change).await.map_err(Some)? {
-                    piece.push(frame);
-                }
+            let Some(change) = self.unsent.pop_front() else { break };
+            if let Some(frame) = self.frame(&change).await.map_err(Some)? {
+                size += frame.len();
+                piece.push(frame);
             }
-            if !piece.is_empty() {
-                return Ok(Some(joined(piece)));
-            }
+            self.seen = change.revision;
+        }
+        if !piece.is_empty() {
+            self.resource.sent(size);
+            return Ok(Some(joined(piece)));
         }
         let now = Instant::now();
         if now >= self.end {
@@ -242,7 +247,7 @@ impl Watcher {
         }
         if self.bookmark_at.is_some_and(|at| now >= at) {
             self.bookmark_at = next_bookmark(now, self.end);
-            let revision = applied.max(self.seen);
+            let revision = self.seen.max(applied.unwrap_or(0));
             return self.encoder.bookmark(revision, false).map(Some).map_err(Some);
         }
         Ok(None)
@@ -408,6 +413,27 @@ mod tests {
         let watch = Watcher::after(&cache, pods, None, Arc::new(Lines), w, 10).unwrap();
         assert_eq!(all(watch).await.matches("BOOKMARK").count(), 2);
         assert_eq!(started.elapsed(), Duration::from_secs(100));
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn many_changes_come_in_pieces() {
+        let (cache, pods) = world();
+        let mut watch =
+            Watcher::after(&cache, pods.clone(), None, Arc::new(Lines), wish("", "", 5), 10).unwrap();
+        let key = format!("a/{}", "x".repeat(1000));
+        for revision in 11..111 {
+            pods.apply(&key, Some(entry(&key, revision, "x")), revision);
+        }
+        let mut pieces = Vec::new();
+        while let Some(piece) = watch.next().await {
+            assert!(piece.len() < PIECE + 2_000);
+            pieces.push(piece);
+        }
+        assert!((6..10).contains(&pieces.len()), "{}", pieces.len());
+        let text = String::from_utf8(pieces.concat()).unwrap();
+        let revisions: Vec<&str> = text.split(';').filter_map(|event| event.rsplit(' ').next()).collect();
+        let expected: Vec<String> = (11..111).map(|r| r.to_string()).collect();
+        assert_eq!(&revisions[..100], expected);
     }
 
     #[tokio::test(start_paused = true)]
