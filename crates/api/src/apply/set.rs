@@ -1,10 +1,9 @@
 //! Sets of field paths, kept in their JSON form `FieldsV1`: what is read and written is what is worked on.
 
-use std::cmp::Ordering;
-
 use pilothouse_apimachinery::json::{Map, Text, Value};
 
 use super::path::{Path, PathElement, field_name};
+use super::side_by_side;
 use super::types::Type;
 
 /// A set of paths: an object with a member for each element (as [`PathElement::serialize`] writes it) that is in the set
@@ -60,33 +59,21 @@ impl Node {
 }
 
 /// The elements of two sets, in order.
-fn both<'v>(a: &'v Map, b: &'v Map, mut each: impl FnMut(&'v Text, Option<&'v Map>, Option<&'v Map>)) {
-    let (mut a, mut b) = (below(a).peekable(), below(b).peekable());
-    loop {
-        let order = match (a.peek(), b.peek()) {
-            (None, None) => return,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        let left = if order.is_le() { a.next() } else { None };
-        let right = if order.is_ge() { b.next() } else { None };
-        if let Some((element, _)) = left.or(right) {
-            each(element, left.map(|(_, node)| node), right.map(|(_, node)| node));
-        }
-    }
+fn both<'v>(a: &'v Map, b: &'v Map, each: impl FnMut(&'v Text, Option<&'v Map>, Option<&'v Map>)) {
+    side_by_side(below(a), below(b), each);
 }
 
-fn union(a: &Map, b: &Map) -> Map {
-    let mut out = Node::new(is_member(a) || is_member(b), a.len() + b.len());
+/// `member` says, here and below, whether the element that all this lies below is in the outcome.
+fn union(a: &Map, b: &Map, member: bool) -> Option<Map> {
+    let mut out = Node::new(member, a.len() + b.len());
     both(a, b, |element, a, b| {
         let node = match (a, b) {
-            (Some(a), Some(b)) => Some(union(a, b)),
+            (Some(a), Some(b)) => union(a, b, is_member(a) || is_member(b)),
             (a, b) => a.or(b).cloned(),
         };
         out.push(element, node);
     });
-    out.finish().unwrap_or_default()
+    out.finish()
 }
 
 fn intersection(a: &Map, b: &Map, member: bool) -> Option<Map> {
@@ -198,15 +185,7 @@ impl Set {
         if self.is_empty() {
             return other;
         }
-        let mut out = Node::new(false, self.0.len() + other.0.len());
-        both(&self.0, &other.0, |element, a, b| {
-            let node = match (a, b) {
-                (Some(a), Some(b)) => Some(union(a, b)),
-                (a, b) => a.or(b).cloned(),
-            };
-            out.push(element, node);
-        });
-        Set(out.finish().unwrap_or_default())
+        Set(union(&self.0, &other.0, false).unwrap_or_default())
     }
 
     /// Whether no path is in both.

@@ -1,7 +1,6 @@
 //! Values seen through their schema: validation, field sets, comparison, merging and removal, with the semantics of
 //! structured-merge-diff.
 
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
@@ -11,6 +10,7 @@ use pilothouse_apimachinery::json::{Map, Text, Value};
 use super::path::{Path, PathElement, equal, field_name};
 use super::set::Set;
 use super::show;
+use super::side_by_side;
 use super::types::{Atom, ListType, Scalar, Type};
 
 /// What differs between two objects. No path is in both sets.
@@ -303,29 +303,6 @@ fn entries(value: Option<&Value>) -> Option<&Map> {
     value.and_then(Value::as_object).filter(|m| !m.is_empty())
 }
 
-/// The entries of two maps by their keys, in order.
-fn both<'v>(
-    old: Option<&'v Map>,
-    new: Option<&'v Map>,
-    mut each: impl FnMut(&'v Text, Option<&'v Value>, Option<&'v Value>),
-) {
-    let mut old = old.into_iter().flatten().peekable();
-    let mut new = new.into_iter().flatten().peekable();
-    loop {
-        let order = match (old.peek(), new.peek()) {
-            (None, None) => return,
-            (Some(_), None) => Ordering::Less,
-            (None, Some(_)) => Ordering::Greater,
-            (Some((a, _)), Some((b, _))) => a.cmp(b),
-        };
-        let before = if order.is_le() { old.next() } else { None };
-        let after = if order.is_ge() { new.next() } else { None };
-        if let Some((key, _)) = before.or(after) {
-            each(key, before.map(|(_, v)| v), after.map(|(_, v)| v));
-        }
-    }
-}
-
 /// Compares as one kind of thing.
 fn differ_as(atom: Atom, type_: Type<'_>, old: Option<&Value>, new: Option<&Value>) -> Difference {
     let mut parts = Parts::default();
@@ -368,7 +345,7 @@ fn differ_as(atom: Atom, type_: Type<'_>, old: Option<&Value>, new: Option<&Valu
             if old_map.is_none() && new_map.is_none() {
                 return Difference::leaf(old, new);
             }
-            both(old_map, new_map, |key, old, new| {
+            side_by_side(old_map.into_iter().flatten(), new_map.into_iter().flatten(), |key, old, new| {
                 // Most of an object is the same before and after.
                 if old != new {
                     let (element, field) = type_.place(key);

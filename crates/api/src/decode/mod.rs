@@ -60,13 +60,26 @@ fn read<'de, R: serde_json::de::Read<'de>>(
 /// Whether decoding would leave a value as it is, without a fault, as far as that can be told at little cost: all but
 /// plain scalars has to be as in an object that is `known` to be decoded, best shared with it.
 pub fn is_decoded(schema: Schema, value: &Value, known: &Value) -> bool {
-    is_decoded_as(schema.catalogue, Shape::Struct(schema.type_.id), value, Some(known))
+    is_decoded_as(schema.catalogue, Shape::Struct(schema.type_.id), value, Some(known), 0)
 }
 
-fn is_decoded_as(catalogue: &Catalogue, shape: Shape, value: &Value, known: Option<&Value>) -> bool {
+fn is_decoded_as(
+    catalogue: &Catalogue,
+    shape: Shape,
+    value: &Value,
+    known: Option<&Value>,
+    depth: usize,
+) -> bool {
     if known.is_some_and(|known| known.is_shared_with(value)) {
         return true;
     }
+    // A patch may have copied a value into itself, again and again.
+    if depth > MAX_DEPTH {
+        return false;
+    }
+    let below = |shape: Shape, value: &Value, known: Option<&Value>| {
+        is_decoded_as(catalogue, shape, value, known, depth + 1)
+    };
     match (shape, value) {
         (Shape::Struct(id), Value::Object(map)) => {
             let type_ = catalogue.get(id);
@@ -74,7 +87,7 @@ fn is_decoded_as(catalogue: &Catalogue, shape: Shape, value: &Value, known: Opti
             let is_field = |name: &str, value: &Value| {
                 type_.field(name).is_some_and(|field| {
                     let left_out = field.omitempty && !field.pointer && is_empty_scalar(value);
-                    (!left_out && is_decoded_as(catalogue, field.shape, value, known(name)))
+                    (!left_out && below(field.shape, value, known(name)))
                         || (field.always_present() && known(name) == Some(value))
                 })
             };
@@ -82,11 +95,12 @@ fn is_decoded_as(catalogue: &Catalogue, shape: Shape, value: &Value, known: Opti
                 && map.iter().all(|(name, value)| is_field(name, value))
                 && type_.always_present().all(|(_, field)| map.contains_key(field.json))
         }
-        (Shape::List(element), Value::Array(items)) => items.iter().enumerate().all(|(i, item)| {
-            is_decoded_as(catalogue, element.into(), item, known.and_then(|known| known.get(i)))
-        }),
+        (Shape::List(element), Value::Array(items)) => items
+            .iter()
+            .enumerate()
+            .all(|(i, item)| below(element.into(), item, known.and_then(|known| known.get(i)))),
         (Shape::Map(element), Value::Object(map)) => map.iter().all(|(name, item)| {
-            is_decoded_as(catalogue, element.into(), item, known.and_then(|known| known.get(name.as_str())))
+            below(element.into(), item, known.and_then(|known| known.get(name.as_str())))
         }),
         (Shape::Scalar(Scalar::String), Value::String(_)) | (Shape::Scalar(Scalar::Bool), Value::Bool(_)) => {
             true

@@ -52,6 +52,13 @@ fn default(crd: &mut Value, _context: &Context) {
     if json::has(crd, &["spec", "conversion", "webhook", "clientConfig", "service"]) {
         json::set_default(crd, &["spec", "conversion", "webhook", "clientConfig", "service", "port"], 443);
     }
+    if list_at(crd, &["status", "storedVersions"]).is_empty() {
+        let mut versions = list_at(crd, &["spec", "versions"]).iter();
+        if let Some(storage) = versions.find(|v| json::bool_at(v, &["storage"])) {
+            let name = get(storage, &["name"]).clone();
+            json::set(crd, &["status", "storedVersions"], vec![name]);
+        }
+    }
 }
 
 /// The storage version's name joins those in which objects may be stored.

@@ -172,9 +172,7 @@ impl Entry {
             Some(rest) => with_revision(revision, rest),
             None => with_revision(revision, &serialize_rest(&object, None)),
         };
-        let labels = object
-            .pointer("/metadata/labels")
-            .and_then(Value::as_object)
+        let labels = json::map_at(&object, &["metadata", "labels"])
             .map(|m| {
                 m.iter().map(|(k, v)| (Box::from(k.as_str()), Box::from(v.as_str().unwrap_or("")))).collect()
             })

@@ -101,6 +101,11 @@ fn template_generation(set: &Value) -> i64 {
 }
 
 fn default(set: &mut Value, context: &Context) {
+    // Kubernetes' internal form has the number always, so that its `apps/v1` has the annotation.
+    let generation = template_generation(set).to_string();
+    if json::str_at(set, &["metadata", "annotations", TEMPLATE_GENERATION]) != generation {
+        json::set(set, &["metadata", "annotations", TEMPLATE_GENERATION], generation);
+    }
     let extensions = context.api_version == "extensions/v1beta1";
     if extensions {
         labels_from_template(set, true);

@@ -43,10 +43,19 @@ impl Rbac {
 
     /// The index, up to date with the watch cache.
     pub fn index(&self) -> Arc<Index> {
+        self.index_at().1
+    }
+
+    /// The index with the revisions that it has at least.
+    fn index_at(&self) -> ([u64; 4], Arc<Index>) {
         let fresh = || {
             let revisions = self.revisions();
             let current = self.index.read();
-            if current.0 == revisions { Ok(current.1.clone()) } else { Err((revisions, current.1.clone())) }
+            if current.0 == revisions {
+                Ok((revisions, current.1.clone()))
+            } else {
+                Err((revisions, current.1.clone()))
+            }
         };
         if let Ok(index) = fresh() {
             return index;
@@ -68,7 +77,7 @@ impl Rbac {
         let made = Arc::new(made);
         // Revisions were read before the lists, so an index can be newer than it says, never older.
         *self.index.write() = (revisions, made.clone());
-        made
+        (revisions, made)
     }
 
     /// Decides.
@@ -78,14 +87,18 @@ impl Rbac {
 
     /// Decides; refuses only by what is known once all earlier writes are: who has just got a role may use it.
     pub async fn authorize_latest(&self, attributes: Attributes<'_>) -> Decision {
-        let decision = self.authorize(attributes);
-        if matches!(decision, Decision::Allow) {
-            return decision;
+        let (seen, index) = self.index_at();
+        match decide(&index, attributes) {
+            Decision::Allow => Decision::Allow,
+            refused => self.reconsider(seen, refused, attributes).await,
         }
-        let before = self.revisions();
+    }
+
+    /// A refusal by an index of certain revisions, reconsidered if there are others once the cache has caught up.
+    async fn reconsider(&self, seen: [u64; 4], refused: Decision, attributes: Attributes<'_>) -> Decision {
         match tokio::time::timeout(PATIENCE, self.objects.catch_up()).await {
-            Ok(Ok(())) if self.revisions() != before => self.authorize(attributes),
-            _ => decision,
+            Ok(Ok(())) if self.revisions() != seen => self.authorize(attributes),
+            _ => refused,
         }
     }
 
@@ -191,6 +204,20 @@ mod tests {
         );
         o.remove(GROUP, "rolebindings", "a", "rb");
         assert_eq!(ask(&rbac, &jane, &get("pods", "a")), Decision::NoOpinion(String::new()));
+    }
+
+    /// Also where it arrives between the decision and the question for what is newest.
+    #[tokio::test]
+    async fn a_refusal_is_reconsidered_by_what_has_arrived_since() {
+        let (o, rbac) = world();
+        let (jane, request) = (user("jane", &[]), get("pods", ""));
+        let attributes = Attributes { user: &jane, request: &request };
+        let (seen, index) = rbac.index_at();
+        let refused = decide(&index, attributes);
+        assert_eq!(rbac.reconsider(seen, refused.clone(), attributes).await, refused);
+        let subject = json!({"kind": "User", "name": "jane"});
+        o.put(GROUP, "clusterrolebindings", bind("b", "ClusterRole", "reader", subject));
+        assert_eq!(rbac.reconsider(seen, refused, attributes).await, Decision::Allow);
     }
 
     #[test]
