@@ -46,7 +46,7 @@ use crate::state::ServerState;
 
 /// Whether a plug-in is on without a flag.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Default {
+enum ByDefault {
     On,
     Off,
     /// On, in releases after 1.20; unknown in 1.20.
@@ -56,53 +56,53 @@ enum Default {
 }
 
 /// All plug-ins in the order in which they act.
-const PLUGINS: &[(&str, Default)] = &[
-    ("AlwaysAdmit", Default::Off),
-    ("NamespaceAutoProvision", Default::Off),
-    ("NamespaceLifecycle", Default::On),
-    ("NamespaceExists", Default::Off),
-    ("SecurityContextDeny", Default::OffIn120),
-    ("LimitPodHardAntiAffinityTopology", Default::Off),
-    ("LimitRanger", Default::On),
-    ("ServiceAccount", Default::On),
-    ("NodeRestriction", Default::Off),
-    ("TaintNodesByCondition", Default::On),
-    ("AlwaysPullImages", Default::Off),
-    ("ImagePolicyWebhook", Default::Off),
-    ("PodSecurity", Default::OnInNewest),
-    ("PodSecurityPolicy", Default::OffIn120),
-    ("PodNodeSelector", Default::Off),
-    ("Priority", Default::On),
-    ("DefaultTolerationSeconds", Default::On),
-    ("PodTolerationRestriction", Default::Off),
-    ("DenyEscalatingExec", Default::OffIn120),
-    ("DenyExecOnPrivileged", Default::OffIn120),
-    ("EventRateLimit", Default::Off),
-    ("ExtendedResourceToleration", Default::Off),
-    ("PersistentVolumeLabel", Default::OffIn120),
-    ("DefaultStorageClass", Default::On),
-    ("StorageObjectInUseProtection", Default::On),
-    ("OwnerReferencesPermissionEnforcement", Default::Off),
-    ("PersistentVolumeClaimResize", Default::On),
-    ("RuntimeClass", Default::On),
-    ("CertificateApproval", Default::On),
-    ("CertificateSigning", Default::On),
-    ("ClusterTrustBundleAttest", Default::OnInNewest),
-    ("CertificateSubjectRestriction", Default::On),
-    ("DefaultIngressClass", Default::On),
-    ("MutatingAdmissionPolicy", Default::OnInNewest),
-    ("MutatingAdmissionWebhook", Default::On),
-    ("ValidatingAdmissionPolicy", Default::OnInNewest),
-    ("ValidatingAdmissionWebhook", Default::On),
-    ("ResourceQuota", Default::On),
-    ("AlwaysDeny", Default::Off),
+const PLUGINS: &[(&str, ByDefault)] = &[
+    ("AlwaysAdmit", ByDefault::Off),
+    ("NamespaceAutoProvision", ByDefault::Off),
+    ("NamespaceLifecycle", ByDefault::On),
+    ("NamespaceExists", ByDefault::Off),
+    ("SecurityContextDeny", ByDefault::OffIn120),
+    ("LimitPodHardAntiAffinityTopology", ByDefault::Off),
+    ("LimitRanger", ByDefault::On),
+    ("ServiceAccount", ByDefault::On),
+    ("NodeRestriction", ByDefault::Off),
+    ("TaintNodesByCondition", ByDefault::On),
+    ("AlwaysPullImages", ByDefault::Off),
+    ("ImagePolicyWebhook", ByDefault::Off),
+    ("PodSecurity", ByDefault::OnInNewest),
+    ("PodSecurityPolicy", ByDefault::OffIn120),
+    ("PodNodeSelector", ByDefault::Off),
+    ("Priority", ByDefault::On),
+    ("DefaultTolerationSeconds", ByDefault::On),
+    ("PodTolerationRestriction", ByDefault::Off),
+    ("DenyEscalatingExec", ByDefault::OffIn120),
+    ("DenyExecOnPrivileged", ByDefault::OffIn120),
+    ("EventRateLimit", ByDefault::Off),
+    ("ExtendedResourceToleration", ByDefault::Off),
+    ("PersistentVolumeLabel", ByDefault::OffIn120),
+    ("DefaultStorageClass", ByDefault::On),
+    ("StorageObjectInUseProtection", ByDefault::On),
+    ("OwnerReferencesPermissionEnforcement", ByDefault::Off),
+    ("PersistentVolumeClaimResize", ByDefault::On),
+    ("RuntimeClass", ByDefault::On),
+    ("CertificateApproval", ByDefault::On),
+    ("CertificateSigning", ByDefault::On),
+    ("ClusterTrustBundleAttest", ByDefault::OnInNewest),
+    ("CertificateSubjectRestriction", ByDefault::On),
+    ("DefaultIngressClass", ByDefault::On),
+    ("MutatingAdmissionPolicy", ByDefault::OnInNewest),
+    ("MutatingAdmissionWebhook", ByDefault::On),
+    ("ValidatingAdmissionPolicy", ByDefault::OnInNewest),
+    ("ValidatingAdmissionWebhook", ByDefault::On),
+    ("ResourceQuota", ByDefault::On),
+    ("AlwaysDeny", ByDefault::Off),
 ];
 
-fn known(default: Default, release: Release) -> bool {
-    match default {
-        Default::On | Default::Off => true,
-        Default::OnInNewest => release > Release::V1_20,
-        Default::OffIn120 => release == Release::V1_20,
+fn known(by_default: ByDefault, release: Release) -> bool {
+    match by_default {
+        ByDefault::On | ByDefault::Off => true,
+        ByDefault::OnInNewest => release > Release::V1_20,
+        ByDefault::OffIn120 => release == Release::V1_20,
     }
 }
 
@@ -124,7 +124,7 @@ fn enabled(release: Release, enable: &[String], disable: &[String]) -> Result<Ve
     Ok(PLUGINS
         .iter()
         .filter(|(n, d)| known(*d, release) && !disable.iter().any(|x| x == n))
-        .filter(|(n, d)| matches!(d, Default::On | Default::OnInNewest) || enable.iter().any(|x| x == n))
+        .filter(|(n, d)| matches!(d, ByDefault::On | ByDefault::OnInNewest) || enable.iter().any(|x| x == n))
         .map(|(n, _)| *n)
         .collect())
 }
@@ -279,7 +279,7 @@ impl Validation for AlwaysDeny {
 #[cfg(test)]
 pub(crate) fn test_create(group: &str, resource: &str, kind: &str, object: Value) -> AdmissionRequest {
     AdmissionRequest {
-        user: crate::request::UserInfo { name: "u".into(), ..std::default::Default::default() },
+        user: crate::request::UserInfo { name: "u".into(), ..Default::default() },
         group: group.into(),
         version: "v1".into(),
         resource: resource.into(),

@@ -84,8 +84,8 @@ pub struct ResourceCache {
     bell: Arc<Bell>,
 }
 
-/// How long watchers are left alone after they have been told of changes: three times what it takes to wake one of them
-/// and to send it so much, so that a quarter of the time goes to watchers while changes come without a pause.
+/// How long watchers are left alone after they have been told of changes: about three times what it takes to wake one of
+/// them, and to send it so much, so that most of the time is left to others while changes come without a pause.
 const REST_PER_WATCHER: Duration = Duration::from_micros(15);
 const REST_PER_KIB: Duration = Duration::from_micros(6);
 /// No watcher waits longer than this.
